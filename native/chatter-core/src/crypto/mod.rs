@@ -1,0 +1,1 @@
+//! How a link is secured: the cluster key, the handshake, the records.

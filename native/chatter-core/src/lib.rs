@@ -1,0 +1,14 @@
+//! The deciding half of Chatter, free of input and output.
+//!
+//! Nothing in this crate reads a clock, opens a socket, starts a thread or draws a random number:
+//! time, randomness, identity and bytes are arguments, results are values to poll. The same code
+//! therefore runs under tokio (`chatter-net`), inside the BEAM (`chatter-nif`) and in a simulator.
+//!
+//! Reading order: [`ids`] and [`wire`] (the words), [`crypto`] (how a link is secured), [`control`]
+//! (the control plane: adjacencies, LSDB, routes), [`channel`] (the data plane between two nodes),
+//! [`sched`] (what a link sends next).
+#![forbid(unsafe_code)]
+
+pub mod crypto;
+pub mod ids;
+pub mod wire;
