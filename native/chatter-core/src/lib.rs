@@ -9,6 +9,8 @@
 //! [`sched`] (what a link sends next).
 #![forbid(unsafe_code)]
 
+pub mod channel;
 pub mod crypto;
 pub mod ids;
+pub mod sched;
 pub mod wire;

@@ -1,1 +1,24 @@
+//! Carries out what `chatter-core` decides: owns sockets, the clock, entropy and tasks.
+//!
+//! * [`node::Node`] is one started carrier: configuration in, channels and figures out.
+//! * [`driver`] is the owner task of the control plane.
+//! * [`listen`] and [`dial`] turn sockets into links; [`link`] is the sending side of one, inline on
+//!   any thread; [`reader`] the receiving side, one task a link.
+//! * [`channel`] binds the two halves of a core channel to routes and to their user; [`dispatch`]
+//!   takes the packets of a link to channels, to the control plane or to the next hop.
+//! * [`host`] is what this crate wants from whoever embeds it (the NIF, a test).
 
+pub mod channel;
+mod complaints;
+pub mod config;
+pub mod dial;
+pub mod dispatch;
+pub mod driver;
+pub mod establish;
+pub mod host;
+mod interfaces;
+pub mod link;
+pub mod listen;
+pub mod node;
+pub mod reader;
+pub mod service;

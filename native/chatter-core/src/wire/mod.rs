@@ -10,6 +10,7 @@
 //! +--------+------+----------------+
 //! ```
 
+pub mod data;
 pub mod reader;
 pub mod routed;
 

@@ -1,0 +1,56 @@
+//! What a node is started with. Every limit says what happens at it; the user's names for them are
+//! in docs/operations.md.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use chatter_core::control::ControlConfig;
+use chatter_core::crypto::ClusterKey;
+
+/// Which TCP port to listen on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ListenPort {
+    /// Do not listen: the node dials, relays, and cannot be dialled.
+    None,
+    /// This one; taken is an error. 0 lets the system choose.
+    Fixed(u16),
+    /// This one, or the next free one above it.
+    From(u16),
+}
+
+/// What a node is started with.
+#[derive(Clone)]
+pub struct NetConfig {
+    /// Full name (`name@host`); empty for a node that has none yet. At most 255 bytes.
+    pub name: String,
+    /// Address to listen on; `None` for all, IPv4 and IPv6.
+    pub listen_address: Option<IpAddr>,
+    /// Port to listen on.
+    pub listen_port: ListenPort,
+    /// Addresses told to others; empty for those of the interfaces.
+    pub advertise: Vec<IpAddr>,
+    /// The cluster secret.
+    pub key: ClusterKey,
+    /// Whether records are encrypted. Both ends must agree.
+    pub encryption: bool,
+    /// Intervals and limits of the control plane.
+    pub control: ControlConfig,
+    /// Credit of a channel in bytes: what may be under way or wait for the VM at the receiver.
+    pub channel_window: u64,
+    /// Largest frame accepted, in bytes; a larger one ends the channel.
+    pub max_frame: usize,
+    /// Channels at once; one more is refused.
+    pub max_channels: usize,
+    /// Bytes of transit queued per link; beyond it the fattest queue loses its newest packet.
+    pub relay_queue: usize,
+    /// Bytes of own traffic queued per link; beyond it channels stop fetching from the VM.
+    pub link_queue: usize,
+    /// Half-open handshakes at once; one more evicts the oldest.
+    pub max_half_open: usize,
+    /// Links at once; one more is refused.
+    pub max_links: usize,
+    /// How long a handshake may take.
+    pub handshake_timeout: Duration,
+    /// Threads of the runtime.
+    pub workers: usize,
+}

@@ -1,0 +1,344 @@
+//! The sending side of a link: a scheduler and a socket.
+//!
+//! Any thread may queue packets and flush. Whoever flushes takes the packets out of the scheduler,
+//! seals and writes them itself, so that an idle link costs no hop to another thread. Only one thread
+//! writes at a time; the others leave their packets to it and go on. When the socket is full, or a
+//! caller has done its share, the writer task takes over.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use chatter_core::crypto::record::{RECORD_HEADER_LEN, Sealer};
+use chatter_core::ids::LinkId;
+use chatter_core::sched::{Scheduler, SchedulerLimits};
+use chatter_core::wire::identity::Identity;
+use parking_lot::Mutex;
+use tokio::net::tcp::OwnedWriteHalf;
+use tokio::sync::Notify;
+
+use crate::channel::Channel;
+
+/// Bytes taken from the scheduler for one write: few enough that what is queued later can still
+/// overtake, enough that a system call is worth its cost.
+const FILL_BYTES: usize = 128 * 1024;
+
+/// Packets below this length share a record; larger ones are sealed straight out of their buffer.
+const SMALL_PACKET: usize = 4 * 1024;
+
+/// Most plaintext that small packets share a record with.
+const SHARED_RECORD: usize = 32 * 1024;
+
+/// Bytes that a thread which is not the writer task writes per flush.
+pub const INLINE_BUDGET: usize = 256 * 1024;
+
+/// Live figures of a link; all count since it came up.
+#[derive(Default)]
+pub struct LinkStats {
+    /// Bytes written to the socket.
+    pub bytes_out: AtomicU64,
+    /// Bytes read from the socket.
+    pub bytes_in: AtomicU64,
+    /// Packets put into records.
+    pub packets_out: AtomicU64,
+    /// Packets found in records.
+    pub packets_in: AtomicU64,
+    /// Packets that came in for another node and were passed on.
+    pub relayed: AtomicU64,
+    /// Times that the socket was full.
+    pub blocked: AtomicU64,
+}
+
+/// A live link to a neighbour.
+pub struct Link {
+    /// Its number in this node.
+    pub id: LinkId,
+    /// Who is at the other end.
+    pub peer: Identity,
+    /// The other end's address.
+    pub remote: SocketAddr,
+    /// Live figures.
+    pub stats: LinkStats,
+    /// When authenticated bytes last came in, in ms since the node started.
+    pub heard_ms: AtomicU64,
+    /// Ends the link's tasks.
+    pub(crate) close: Notify,
+    queue: Mutex<Scheduler>,
+    queue_limit: usize,
+    own_bytes: AtomicUsize,
+    io: Mutex<LinkIo>,
+    socket: OwnedWriteHalf,
+    work: AtomicBool,
+    writer: Notify,
+    closed: AtomicBool,
+    waiting: Mutex<Vec<Arc<Channel>>>,
+    has_waiting: AtomicBool,
+}
+
+struct LinkIo {
+    sealer: Sealer,
+    out: Vec<u8>,
+    written: usize,
+    /// The writer task has it: others must not write.
+    handed_over: bool,
+    batch: Vec<Bytes>,
+}
+
+enum Outcome {
+    /// Nothing is queued any more.
+    Drained,
+    /// The writer task has to go on.
+    HandedOver,
+    /// The socket is of no use any more.
+    Failed(io::Error),
+}
+
+impl Link {
+    pub(crate) fn new(
+        id: LinkId,
+        peer: Identity,
+        remote: SocketAddr,
+        sealer: Sealer,
+        socket: OwnedWriteHalf,
+        limits: LinkLimits,
+    ) -> Self {
+        Self {
+            id,
+            peer,
+            remote,
+            stats: LinkStats::default(),
+            heard_ms: AtomicU64::new(0),
+            close: Notify::new(),
+            queue: Mutex::new(Scheduler::new(SchedulerLimits {
+                transit_bytes: limits.relay_queue,
+                control_bytes: limits.control_queue,
+            })),
+            queue_limit: limits.link_queue,
+            own_bytes: AtomicUsize::new(0),
+            io: Mutex::new(LinkIo {
+                sealer,
+                out: Vec::new(),
+                written: 0,
+                handed_over: false,
+                batch: Vec::new(),
+            }),
+            socket,
+            work: AtomicBool::new(false),
+            writer: Notify::new(),
+            closed: AtomicBool::new(false),
+            waiting: Mutex::new(Vec::new()),
+            has_waiting: AtomicBool::new(false),
+        }
+    }
+
+    /// Queues a control packet. Flush afterwards.
+    pub fn queue_control(&self, packet: Bytes) {
+        self.queue.lock().push_control(packet);
+    }
+
+    /// Queues packets of an own channel. Flush afterwards.
+    pub fn queue_own(&self, channel: u32, packets: impl Iterator<Item = Bytes>) {
+        let mut queue = self.queue.lock();
+        for packet in packets {
+            queue.push_own(channel, packet);
+        }
+        self.own_bytes.store(queue.own_bytes(), Ordering::Relaxed);
+    }
+
+    /// Queues a packet for another node. Flush afterwards.
+    pub fn queue_transit(&self, hash: u64, packet: Bytes) {
+        self.queue.lock().push_transit(hash, packet);
+    }
+
+    /// Whether own traffic has reached its bound here. If so, `channel` is told when it is over.
+    pub(crate) fn is_full(&self, channel: &Arc<Channel>) -> bool {
+        if self.own_bytes.load(Ordering::Relaxed) <= self.queue_limit {
+            return false;
+        }
+        self.waiting.lock().push(channel.clone());
+        self.has_waiting.store(true, Ordering::SeqCst);
+        // It may have drained since: then nobody else would come by.
+        self.writer.notify_one();
+        true
+    }
+
+    /// Bytes queued for own channels and in transit, and packets dropped.
+    pub fn queue_figures(&self) -> (usize, usize, u64) {
+        let queue = self.queue.lock();
+        (queue.own_bytes(), queue.transit_bytes(), queue.dropped())
+    }
+
+    /// Whether the link has been closed.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    /// Whether nothing waits to be written, neither here nor in the writer's hands.
+    pub fn is_drained(&self) -> bool {
+        let io = self.io.lock();
+        io.written == io.out.len() && self.queue.lock().is_empty()
+    }
+
+    /// Closes the link; its tasks end and report it to the control plane.
+    pub fn close(&self) {
+        if !self.closed.swap(true, Ordering::SeqCst) {
+            self.close.notify_waiters();
+            self.close.notify_one();
+            self.writer.notify_one();
+        }
+    }
+
+    /// Writes what is queued, up to `budget` bytes; the writer task does the rest.
+    pub fn flush(&self, budget: usize) {
+        self.work.store(true, Ordering::SeqCst);
+        while self.work.load(Ordering::SeqCst) {
+            // Whoever holds the lock looks at `work` again after having released it.
+            let Some(mut io) = self.io.try_lock() else { return };
+            self.work.store(false, Ordering::SeqCst);
+            if io.handed_over || self.is_closed() {
+                return;
+            }
+            let outcome = io.drain(self, budget);
+            drop(io);
+            match outcome {
+                Outcome::Drained => {}
+                Outcome::HandedOver => {
+                    self.writer.notify_one();
+                    return;
+                }
+                Outcome::Failed(_) => return self.close(),
+            }
+        }
+    }
+
+    /// The writer task: goes on where a flush stopped, and wakes channels that waited for room.
+    pub(crate) async fn write_loop(self: Arc<Self>) {
+        while !self.is_closed() {
+            self.writer.notified().await;
+            loop {
+                if self.is_closed() {
+                    return;
+                }
+                self.work.store(false, Ordering::SeqCst);
+                let outcome = self.io.lock().drain(&self, FILL_BYTES * 4);
+                self.wake_waiting();
+                match outcome {
+                    Outcome::Drained if self.work.load(Ordering::SeqCst) => {}
+                    Outcome::Drained => break,
+                    Outcome::HandedOver => {
+                        if self.socket.writable().await.is_err() {
+                            return self.close();
+                        }
+                    }
+                    Outcome::Failed(_) => return self.close(),
+                }
+            }
+        }
+    }
+
+    fn wake_waiting(&self) {
+        if !self.has_waiting.load(Ordering::SeqCst)
+            || self.own_bytes.load(Ordering::Relaxed) > self.queue_limit / 2
+        {
+            return;
+        }
+        let waiting = {
+            let mut waiting = self.waiting.lock();
+            self.has_waiting.store(false, Ordering::SeqCst);
+            std::mem::take(&mut *waiting)
+        };
+        for channel in waiting {
+            channel.link_has_room();
+        }
+    }
+
+    /// Takes the channels that waited for this link, when it is gone.
+    pub(crate) fn take_waiting(&self) -> Vec<Arc<Channel>> {
+        std::mem::take(&mut *self.waiting.lock())
+    }
+}
+
+/// Bounds of a link's queues, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct LinkLimits {
+    /// See [`crate::config::NetConfig::relay_queue`].
+    pub relay_queue: usize,
+    /// See [`crate::config::NetConfig::link_queue`].
+    pub link_queue: usize,
+    /// Control packets; beyond it new ones are dropped and come again later.
+    pub control_queue: usize,
+}
+
+impl LinkIo {
+    fn drain(&mut self, link: &Link, budget: usize) -> Outcome {
+        let mut left = budget;
+        self.handed_over = false;
+        loop {
+            while self.written < self.out.len() {
+                match link.socket.try_write(&self.out[self.written..]) {
+                    Ok(n) => {
+                        self.written += n;
+                        link.stats.bytes_out.fetch_add(n as u64, Ordering::Relaxed);
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                        link.stats.blocked.fetch_add(1, Ordering::Relaxed);
+                        self.handed_over = true;
+                        return Outcome::HandedOver;
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    Err(e) => return Outcome::Failed(e),
+                }
+            }
+            self.out.clear();
+            self.written = 0;
+            if left == 0 {
+                self.handed_over = true;
+                return Outcome::HandedOver;
+            }
+            if !self.fill(link) {
+                return Outcome::Drained;
+            }
+            left = left.saturating_sub(self.out.len());
+        }
+    }
+
+    /// Seals the next packets into `out`; `false` if there are none.
+    fn fill(&mut self, link: &Link) -> bool {
+        let mut bytes = 0;
+        {
+            let mut queue = link.queue.lock();
+            while bytes < FILL_BYTES {
+                let Some(packet) = queue.pop() else { break };
+                bytes += packet.len();
+                self.batch.push(packet);
+            }
+            link.own_bytes.store(queue.own_bytes(), Ordering::Relaxed);
+        }
+        if link.has_waiting.load(Ordering::SeqCst) {
+            link.writer.notify_one();
+        }
+        link.stats.packets_out.fetch_add(self.batch.len() as u64, Ordering::Relaxed);
+        let mut packets = self.batch.drain(..).peekable();
+        let any = packets.peek().is_some();
+        while let Some(packet) = packets.next() {
+            if packet.len() >= SMALL_PACKET {
+                self.sealer.seal_from(&[], &packet, &mut self.out);
+                continue;
+            }
+            let start = self.out.len();
+            self.out.extend_from_slice(&[0; RECORD_HEADER_LEN]);
+            self.out.extend_from_slice(&packet);
+            let mut len = packet.len();
+            while let Some(more) = packets
+                .next_if(|p| p.len() < SMALL_PACKET && len + p.len() <= SHARED_RECORD)
+            {
+                self.out.extend_from_slice(&more);
+                len += more.len();
+            }
+            self.sealer.seal_in_place(&mut self.out, start);
+        }
+        any
+    }
+}

@@ -1,0 +1,445 @@
+//! One started carrier: what the data plane shares, and the way in for its user.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use chatter_core::control::{Control, ControlEvent};
+use chatter_core::dialer::NeighbourId;
+use chatter_core::ids::{ChannelIndex, Incarnation, LinkId, NodeId};
+use chatter_core::routes::ForwardingTable;
+use chatter_core::wire::data::ResetReason;
+use chatter_core::wire::identity::Identity;
+use parking_lot::{Mutex, RwLock};
+use thiserror::Error;
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
+
+use crate::channel::{Channel, Parts};
+use crate::complaints::Complaints;
+use crate::config::{ListenPort, NetConfig};
+use crate::driver::{self, Input};
+use crate::establish::EstablishError;
+use crate::host::Host;
+use crate::link::{INLINE_BUDGET, Link};
+use crate::listen::{self, ListenError};
+use crate::service::Service;
+use crate::{dial, interfaces};
+
+/// Inputs of the control plane that wait for it; beyond it readers wait.
+const CONTROL_INBOX: usize = 4096;
+
+/// RESET and UNREACHABLE answers per second: a flood of strays must not be answered by another.
+const COMPLAINTS_PER_S: u64 = 100;
+
+/// Why a node cannot start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// It cannot listen.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The name is over 255 bytes.
+    #[error("the node name is over 255 bytes")]
+    Name,
+    /// The runtime cannot start.
+    #[error("cannot start the runtime: {0}")]
+    Runtime(std::io::Error),
+    /// The system gave no randomness.
+    #[error("the system gave no randomness")]
+    Entropy,
+}
+
+/// Counters of a node that belong to no link and no channel.
+#[derive(Default)]
+pub struct NodeStats {
+    /// Relays told us that they dropped a packet of ours.
+    pub unreachable_notices: AtomicU64,
+    /// Packets of others that we could not pass on.
+    pub relay_drops: AtomicU64,
+    /// Half-open handshakes that were evicted for newer ones.
+    pub evicted: AtomicU64,
+    /// Connections that did not become links.
+    pub refused: AtomicU64,
+}
+
+/// The forwarding table together with the links that it names; immutable.
+pub(crate) struct Published {
+    pub table: Arc<ForwardingTable>,
+    pub links: HashMap<LinkId, Arc<Link>>,
+    pub direct: HashMap<NodeId, Arc<Link>>,
+}
+
+/// The channels of a node, by this end's index.
+#[derive(Default)]
+pub struct Channels(RwLock<HashMap<u32, Arc<Channel>>>);
+
+/// One started carrier. See the [module](self).
+pub struct Node {
+    /// Who this node is, as others are told.
+    pub me: Identity,
+    /// What it was started with.
+    pub config: NetConfig,
+    /// The port it listens on, if it does.
+    pub port: Option<u16>,
+    /// Counters.
+    pub stats: NodeStats,
+    /// Open channels.
+    pub channels: Channels,
+    pub(crate) host: Arc<dyn Host>,
+    pub(crate) control: mpsc::Sender<Input>,
+    pub(crate) service: Service,
+    published: ArcSwap<Published>,
+    links: Mutex<HashMap<LinkId, Arc<Link>>>,
+    link_ids: AtomicU32,
+    complaints: Complaints,
+    complained: AtomicU64,
+    started: Instant,
+    runtime: Mutex<Option<Runtime>>,
+}
+
+impl Node {
+    /// Starts a node: binds, then runs until [`Node::stop`].
+    ///
+    /// `incarnation` is microseconds since 1970; `seed` makes jitter differ between nodes.
+    pub fn start(config: NetConfig, host: Arc<dyn Host>) -> Result<Arc<Self>, StartError> {
+        if config.name.len() > 255 {
+            return Err(StartError::Name);
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(config.workers)
+            .thread_name("chatter")
+            .enable_all()
+            .build()
+            .map_err(StartError::Runtime)?;
+        let entered = runtime.enter();
+        let listener = listen::bind(config.listen_address, config.listen_port)?;
+        let port = listener.as_ref().and_then(|l| l.local_addr().ok()).map(|at| at.port());
+        let me = identity_of(&config, port)?;
+        let seed = random_u64()?;
+        let (control_tx, control_rx) = mpsc::channel(CONTROL_INBOX);
+        let now = Instant::now();
+        let control = Control::new(config.control.clone(), me.clone(), seed, now);
+        let node = Arc::new(Self {
+            me,
+            config,
+            port,
+            stats: NodeStats::default(),
+            channels: Channels::default(),
+            host,
+            control: control_tx,
+            service: Service::default(),
+            published: ArcSwap::from_pointee(Published {
+                table: Arc::new(ForwardingTable::default()),
+                links: HashMap::new(),
+                direct: HashMap::new(),
+            }),
+            links: Mutex::new(HashMap::new()),
+            link_ids: AtomicU32::new(1),
+            complaints: Complaints::default(),
+            complained: AtomicU64::new(0),
+            started: now,
+            runtime: Mutex::new(None),
+        });
+        tokio::spawn(driver::run(node.clone(), control, control_rx));
+        tokio::spawn(Service::run(node.clone()));
+        if let Some(listener) = listener {
+            tokio::spawn(listen::run(node.clone(), listener));
+        }
+        drop(entered);
+        *node.runtime.lock() = Some(runtime);
+        Ok(node)
+    }
+
+    /// Stops: says goodbye, gives queued data up to `drain` to leave, ends all tasks. Blocks; not for
+    /// a thread of the runtime. A second call does nothing.
+    pub fn stop(self: &Arc<Self>, drain: Duration) {
+        let Some(runtime) = self.runtime.lock().take() else { return };
+        let until = Instant::now() + drain;
+        self.drain(until);
+        for channel in self.channels.all() {
+            channel.close(ResetReason::Closed);
+        }
+        let (done, wait) = std::sync::mpsc::channel();
+        let stop = Input::Run(Box::new(move |control, now| {
+            control.stop(now);
+            done.send(()).ok();
+        }));
+        if self.control.try_send(stop).is_ok() {
+            wait.recv_timeout(Duration::from_millis(200)).ok();
+        }
+        self.drain(until.max(Instant::now() + Duration::from_millis(100)));
+        runtime.shutdown_timeout(Duration::from_secs(1));
+    }
+
+    /// Waits until everything that is queued has been written and acknowledged, at most until `until`.
+    pub fn drain(&self, until: Instant) {
+        loop {
+            let links = self.links.lock().values().all(|link| link.is_drained());
+            let channels = self.channels.all().iter().all(|channel| {
+                let figures = channel.figures();
+                figures.waiting_bytes + figures.unacked_bytes == 0
+            });
+            if (links && channels) || Instant::now() >= until {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// The current forwarding table.
+    pub fn table(&self) -> Arc<ForwardingTable> {
+        self.published.load().table.clone()
+    }
+
+    /// Live links.
+    pub fn links(&self) -> Vec<Arc<Link>> {
+        self.links.lock().values().cloned().collect()
+    }
+
+    /// The id of a reachable node of that name.
+    pub fn id_of(&self, name: &str) -> Option<NodeId> {
+        self.published.load().table.id_of(name)
+    }
+
+    /// Asks `id` for a channel; its user is told by [`crate::host::ChannelHost::opened`]. `None` if
+    /// there is no route or `max_channels` is reached.
+    pub fn open_channel(self: &Arc<Self>, id: NodeId) -> Option<Arc<Channel>> {
+        let published = self.published.load();
+        let route = published.table.route(id)?;
+        let parts = Parts {
+            index: ChannelIndex::UNKNOWN,
+            epoch: 0,
+            peer: id,
+            peer_incarnation: route.incarnation,
+            peer_name: route.name.to_string(),
+            open: None,
+        };
+        drop(published);
+        self.add_channel(parts)
+    }
+
+    /// Starts the opening of a channel that was made by [`Node::open_channel`].
+    pub fn begin_open(self: &Arc<Self>, channel: &Arc<Channel>) {
+        channel.open(self);
+    }
+
+    /// Dials for the control plane, at the addresses that a neighbour was resolved to.
+    pub fn dial(self: &Arc<Self>, neighbour: NeighbourId, seq: u64, addresses: Vec<SocketAddr>) {
+        let runtime = self.runtime.lock();
+        if let Some(runtime) = &*runtime {
+            runtime.spawn(dial::run(self.clone(), neighbour, seq, addresses));
+        }
+    }
+
+    /// Tells the control plane that a neighbour could not be resolved.
+    pub fn dial_failed(&self, neighbour: NeighbourId) {
+        self.control.try_send(Input::DialFailed(neighbour)).ok();
+    }
+
+    /// Runs `f` on the control plane's own task; `false` if it is too busy or gone.
+    pub fn with_control(&self, f: impl FnOnce(&mut Control, Instant) + Send + 'static) -> bool {
+        self.control.try_send(Input::Run(Box::new(f))).is_ok()
+    }
+
+    /// Milliseconds since the node started.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    /// This node's identity as it goes into a handshake.
+    pub(crate) fn identity(&self, dial_seq: u64) -> Vec<u8> {
+        Identity { dial_seq, ..self.me.clone() }.encode()
+    }
+
+    /// The link towards `destination`. A neighbour can always be answered over its own link, even
+    /// before the tables know it.
+    pub(crate) fn next_hop(&self, destination: NodeId, hash: u64) -> Option<Arc<Link>> {
+        let published = self.published.load();
+        published
+            .table
+            .next_hop(destination, hash)
+            .and_then(|link| published.links.get(&link))
+            .or_else(|| published.direct.get(&destination))
+            .cloned()
+    }
+
+    pub(crate) fn publish(&self, table: Option<Arc<ForwardingTable>>) {
+        let table = table.unwrap_or_else(|| self.published.load().table.clone());
+        let links = self.links.lock().clone();
+        let direct = links.values().map(|link| (link.peer.id, link.clone())).collect();
+        self.published.store(Arc::new(Published { table, links, direct }));
+    }
+
+    pub(crate) fn next_link_id(&self) -> LinkId {
+        LinkId(self.link_ids.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub(crate) fn add_link(&self, link: &Arc<Link>) -> bool {
+        {
+            let mut links = self.links.lock();
+            if links.len() >= self.config.max_links {
+                return false;
+            }
+            links.insert(link.id, link.clone());
+        }
+        self.publish(None);
+        true
+    }
+
+    pub(crate) fn remove_link(&self, link: &Link) {
+        self.links.lock().remove(&link.id);
+        self.publish(None);
+    }
+
+    pub(crate) fn link(&self, id: LinkId) -> Option<Arc<Link>> {
+        self.links.lock().get(&id).cloned()
+    }
+
+    /// Makes a channel under an index of its own; `None` if `max_channels` is reached.
+    pub(crate) fn add_channel(self: &Arc<Self>, mut parts: Parts) -> Option<Arc<Channel>> {
+        parts.epoch = random_u64().ok()?;
+        let mut channels = self.channels.0.write();
+        if channels.len() >= self.config.max_channels {
+            return None;
+        }
+        let index = loop {
+            let index = random_u64().ok()? as u32;
+            if index != 0 && !channels.contains_key(&index) {
+                break index;
+            }
+        };
+        parts.index = ChannelIndex(index);
+        let channel = Channel::new(self, parts);
+        channels.insert(index, channel.clone());
+        Some(channel)
+    }
+
+    /// Whether one more RESET or UNREACHABLE may be sent this second.
+    pub(crate) fn may_complain(&self) -> bool {
+        let second = self.now_ms() / 1000 * COMPLAINTS_PER_S;
+        let mut seen = self.complained.load(Ordering::Relaxed);
+        loop {
+            let next = if seen < second { second + 1 } else { seen + 1 };
+            if next > second + COMPLAINTS_PER_S {
+                return false;
+            }
+            match self.complained.compare_exchange_weak(
+                seen,
+                next,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return true,
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    /// Logs, at most now and then per address, that a connection did not become a link.
+    pub(crate) fn complain(&self, remote: SocketAddr, error: &EstablishError, dialled: bool) {
+        self.stats.refused.fetch_add(1, Ordering::Relaxed);
+        self.complaints.log(self.started.elapsed(), remote, error, dialled);
+    }
+
+    pub(crate) fn count_evicted(&self) {
+        self.stats.evicted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What the control plane has decided about nodes, carried out on their channels.
+    pub(crate) fn apply(self: &Arc<Self>, event: &ControlEvent) {
+        match event {
+            ControlEvent::NodeDown { id, incarnation, .. } => {
+                self.end_channels(*id, |life| life == *incarnation, ResetReason::Unreachable);
+            }
+            ControlEvent::NodeUp { id, incarnation, .. } => {
+                self.end_channels(*id, |life| life < *incarnation, ResetReason::Restarted);
+            }
+            ControlEvent::RouteChanged { ids } => {
+                for channel in self.channels.all() {
+                    if ids.contains(&channel.peer) {
+                        channel.handle_route_change(self);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn end_channels(&self, id: NodeId, life: impl Fn(Incarnation) -> bool, reason: ResetReason) {
+        for channel in self.channels.all() {
+            if channel.peer == id && life(channel.peer_incarnation) {
+                channel.fail(reason);
+            }
+        }
+    }
+
+    /// Sends a packet of the control plane.
+    pub(crate) fn transmit_control(&self, link: LinkId, packet: Vec<u8>) {
+        if let Some(link) = self.link(link) {
+            link.queue_control(packet.into());
+            link.flush(INLINE_BUDGET);
+        }
+    }
+}
+
+impl Channels {
+    /// The channel of that index.
+    pub fn get(&self, index: ChannelIndex) -> Option<Arc<Channel>> {
+        self.0.read().get(&index.0).cloned()
+    }
+
+    /// The first channel for which `test` holds.
+    pub fn find(&self, test: impl Fn(&Channel) -> bool) -> Option<Arc<Channel>> {
+        self.0.read().values().find(|channel| test(channel)).cloned()
+    }
+
+    /// All channels.
+    pub fn all(&self) -> Vec<Arc<Channel>> {
+        self.0.read().values().cloned().collect()
+    }
+
+    pub(crate) fn remove(&self, index: ChannelIndex) {
+        self.0.write().remove(&index.0);
+    }
+}
+
+fn random_u64() -> Result<u64, StartError> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(|_| StartError::Entropy)?;
+    Ok(u64::from_be_bytes(bytes))
+}
+
+fn identity_of(config: &NetConfig, port: Option<u16>) -> Result<Identity, StartError> {
+    let id = if config.name.is_empty() {
+        NodeId(random_u64()?)
+    } else {
+        NodeId::for_name(&config.name)
+    };
+    let micros = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_micros() as u64);
+    let addresses = match (port, config.listen_port) {
+        (None, _) | (_, ListenPort::None) => Vec::new(),
+        (Some(port), _) => {
+            let ips = if config.advertise.is_empty() {
+                interfaces::addresses(config.listen_address)
+            } else {
+                config.advertise.clone()
+            };
+            ips.into_iter().map(|ip| SocketAddr::new(ip, port)).take(8).collect()
+        }
+    };
+    Ok(Identity {
+        id,
+        incarnation: Incarnation(micros),
+        name: config.name.clone(),
+        hold_ms: config.control.hold.as_millis() as u32,
+        hidden: false,
+        listen: port.is_some(),
+        addresses,
+        dial_seq: 0,
+    })
+}

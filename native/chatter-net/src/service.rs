@@ -1,0 +1,54 @@
+//! Regular service for channels that have something under way: delayed acknowledgements, probes,
+//! repeated OPENs and RESETs. Idle channels are not in the list and cost nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::channel::Channel;
+use crate::node::Node;
+
+/// How often channels in the list are served; also the longest delay of an acknowledgement.
+const INTERVAL: Duration = Duration::from_millis(20);
+
+/// The list of channels that want service.
+#[derive(Default)]
+pub struct Service {
+    channels: Mutex<Vec<Arc<Channel>>>,
+    wake: Notify,
+}
+
+impl Service {
+    /// Adds a channel; the caller has set its `in_service`.
+    pub(crate) fn add(&self, channel: Arc<Channel>) {
+        let mut channels = self.channels.lock();
+        channels.push(channel);
+        if channels.len() == 1 {
+            self.wake.notify_one();
+        }
+    }
+
+    /// The task: sleeps while the list is empty.
+    pub(crate) async fn run(node: Arc<Node>) {
+        loop {
+            if node.service.channels.lock().is_empty() {
+                node.service.wake.notified().await;
+            }
+            tokio::time::sleep(INTERVAL).await;
+            let channels = std::mem::take(&mut *node.service.channels.lock());
+            let now = Instant::now();
+            for channel in channels {
+                // Out of the list first: what comes up during the service puts it back in.
+                channel.in_service.store(false, Ordering::SeqCst);
+                if channel.handle_timer(&node, now)
+                    && !channel.in_service.swap(true, Ordering::SeqCst)
+                {
+                    node.service.add(channel);
+                }
+            }
+        }
+    }
+}
