@@ -1,0 +1,197 @@
+//! Channels as Erlang holds them. A channel dies with the processes that hold it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use chatter_core::wire::data::ResetReason;
+use chatter_net::channel::{Channel, SendStatus, State};
+use rustler::{
+    Atom, Binary, Encoder, Env, ListIterator, LocalPid, Monitor, NifResult, Resource, ResourceArc,
+    Term,
+};
+
+use crate::atoms;
+use crate::host::{BeamChannel, bin};
+use crate::node::current;
+use crate::sink::BeamSink;
+
+/// Bytes that use up a whole time slice: what the NIF does for them takes about a millisecond.
+const BYTES_PER_SLICE: usize = 1024 * 1024;
+
+/// A channel in the hands of Erlang.
+pub(crate) struct ChannelRef {
+    channel: Arc<Channel>,
+    /// `mf_getstat` must show progress while the other node is known to be alive.
+    ticks: AtomicU64,
+}
+
+#[rustler::resource_impl]
+impl Resource for ChannelRef {
+    const IMPLEMENTS_DOWN: bool = true;
+
+    fn down<'a>(&'a self, _env: Env<'a>, _pid: LocalPid, _monitor: Monitor) {
+        self.channel.close(ResetReason::Closed);
+    }
+}
+
+impl Drop for ChannelRef {
+    fn drop(&mut self) {
+        self.channel.close(ResetReason::Closed);
+    }
+}
+
+impl ChannelRef {
+    pub(crate) fn new(channel: Arc<Channel>) -> Self {
+        let this = Self { channel, ticks: AtomicU64::new(0) };
+        if let Some(host) = this.host() {
+            host.set_index(this.channel.index.0);
+        }
+        this
+    }
+
+    fn host(&self) -> Option<&BeamChannel> {
+        self.channel.host.as_any().downcast_ref()
+    }
+
+    fn with_sink<T>(&self, f: impl FnOnce(&mut BeamSink) -> T) -> NifResult<T> {
+        self.channel
+            .with_sink(|sink| sink.as_any_mut().downcast_mut().map(f))
+            .ok_or(rustler::Error::BadArg)
+    }
+}
+
+/// `open(NodeName) -> {ok, Channel, Index} | {error, no_route | not_started}`.
+#[rustler::nif]
+fn open<'a>(env: Env<'a>, name: &str) -> NifResult<Term<'a>> {
+    let Some(node) = current() else { return Ok(env.error_tuple(atoms::not_started())) };
+    let Some(channel) = node.id_of(name).and_then(|id| node.open_channel(id)) else {
+        return Ok(env.error_tuple(atoms::no_route()));
+    };
+    let index = channel.index.0;
+    let channel = ResourceArc::new(ChannelRef::new(channel));
+    if let Some(host) = channel.host() {
+        host.set_owner(env.pid());
+    }
+    channel.with_sink(|sink| sink.set_owner(env.pid()))?.ok();
+    channel.monitor(Some(env), &env.pid());
+    node.begin_open(&channel.channel);
+    Ok((atoms::ok(), channel, index).encode(env))
+}
+
+/// `take(Channel) -> {ok, [{Message, Cost}]} | {error, Reason}`: the caller takes the handshake.
+#[rustler::nif]
+fn take<'a>(env: Env<'a>, channel: ResourceArc<ChannelRef>) -> NifResult<Term<'a>> {
+    if let Some(host) = channel.host() {
+        host.set_owner(env.pid());
+    }
+    channel.monitor(Some(env), &env.pid());
+    Ok(match channel.with_sink(|sink| sink.set_owner(env.pid()))? {
+        Ok(messages) => {
+            let messages: Vec<Term> = messages
+                .iter()
+                .map(|(message, cost)| {
+                    let message: Term = rustler::NewBinary::from_slice(env, message).into();
+                    (message, *cost).encode(env)
+                })
+                .collect();
+            (atoms::ok(), messages).encode(env)
+        }
+        Err(reason) => env.error_tuple(reason),
+    })
+}
+
+/// `controller(Channel, Pid) -> ok`: who fetches from the VM; the channel dies with it.
+#[rustler::nif]
+fn controller(env: Env, channel: ResourceArc<ChannelRef>, pid: LocalPid) -> Atom {
+    if let Some(host) = channel.host() {
+        host.set_controller(pid);
+    }
+    if channel.monitor(Some(env), &pid).is_none() {
+        channel.channel.close(ResetReason::Closed);
+    }
+    atoms::ok()
+}
+
+/// `input(Channel) -> {Frames, Cost, open | Reason}`: the caller takes frames from now on.
+#[rustler::nif]
+fn input<'a>(env: Env<'a>, channel: ResourceArc<ChannelRef>) -> NifResult<Term<'a>> {
+    let (frames, cost, closed) = channel.with_sink(|sink| sink.set_input(env, env.pid()))?;
+    Ok((frames, cost, closed.unwrap_or_else(atoms::open)).encode(env))
+}
+
+/// `handshake(Channel, Message) -> ok | closed`.
+#[rustler::nif]
+fn handshake(channel: ResourceArc<ChannelRef>, message: Binary) -> Atom {
+    let status = channel.channel.send(0, |sender| {
+        sender.push_handshake(message.as_slice());
+        message.len() as u64
+    });
+    status_atom(status)
+}
+
+/// `send(Channel, Frames) -> ok | full | closed`. Frames are lists of binaries, the last one first.
+#[rustler::nif]
+fn send<'a>(env: Env<'a>, channel: ResourceArc<ChannelRef>, frames: Term<'a>) -> NifResult<Atom> {
+    let mut list: Vec<Term> = Vec::with_capacity(64);
+    list.extend(frames.decode::<ListIterator>()?);
+    let mut pieces: Vec<&[u8]> = Vec::with_capacity(4 * list.len());
+    let mut ends: Vec<(usize, usize)> = Vec::with_capacity(list.len());
+    for frame in list.iter().rev() {
+        let mut total = 0;
+        for piece in frame.decode::<ListIterator>()? {
+            let piece = Binary::from_term(piece)?;
+            total += piece.len();
+            pieces.push(piece.as_slice());
+        }
+        ends.push((pieces.len(), total));
+    }
+    let bytes: usize = ends.iter().map(|(_, total)| total).sum();
+    let status = channel.channel.send(ends.len() as u64, |sender| {
+        let mut start = 0;
+        for &(end, total) in &ends {
+            sender.push_frame(&pieces[start..end], total);
+            start = end;
+        }
+        bytes as u64
+    });
+    rustler::schedule::consume_timeslice(env, (bytes * 100 / BYTES_PER_SLICE).clamp(1, 100) as i32);
+    Ok(status_atom(status))
+}
+
+/// `grant(Channel, Cost) -> ok`: the VM has taken frames of that cost.
+#[rustler::nif]
+fn grant(channel: ResourceArc<ChannelRef>, cost: u64) -> Atom {
+    channel.channel.grant(cost);
+    atoms::ok()
+}
+
+/// `close(Channel) -> ok`.
+#[rustler::nif]
+fn close(channel: ResourceArc<ChannelRef>) -> Atom {
+    channel.channel.close(ResetReason::Closed);
+    atoms::ok()
+}
+
+/// `stat(Channel) -> {Received, Sent, Pending}` for `mf_getstat`: received grows at every call while
+/// the channel is up, since the link state knows that the other node is alive.
+#[rustler::nif]
+fn stat(channel: ResourceArc<ChannelRef>) -> (u64, u64, u64) {
+    let figures = channel.channel.figures();
+    let alive = u64::from(matches!(figures.state, State::Open));
+    let ticks = channel.ticks.fetch_add(alive, Ordering::Relaxed) + alive;
+    (ticks, figures.frames_out, figures.waiting_bytes as u64)
+}
+
+/// `peer(Channel) -> NodeName`.
+#[rustler::nif]
+fn peer<'a>(env: Env<'a>, channel: ResourceArc<ChannelRef>) -> Term<'a> {
+    bin(env, &channel.channel.peer_name)
+}
+
+fn status_atom(status: SendStatus) -> Atom {
+    match status {
+        SendStatus::Ready => atoms::ok(),
+        SendStatus::Full => atoms::full(),
+        SendStatus::Closed => atoms::closed(),
+    }
+}

@@ -1,0 +1,154 @@
+//! The BEAM as the embedder of a node: events become messages.
+
+use std::any::Any;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use chatter_core::control::ControlEvent;
+use chatter_core::dialer::NeighbourSpec;
+use chatter_net::channel::Channel;
+use chatter_net::host::{ChannelHost, ChannelSink, Host};
+use chatter_net::node::Node;
+use parking_lot::Mutex;
+use rustler::{Encoder, Env, LocalPid, OwnedEnv, ResourceArc, Term};
+
+use crate::atoms;
+use crate::channel::ChannelRef;
+use crate::sink::BeamSink;
+
+/// See the [module](self).
+#[derive(Default)]
+pub(crate) struct BeamHost {
+    owner: Mutex<Option<LocalPid>>,
+    acceptor: Mutex<Option<LocalPid>>,
+    pub(crate) node: OnceLock<Weak<Node>>,
+}
+
+impl BeamHost {
+    /// The process that gets events.
+    pub(crate) fn set_owner(&self, pid: LocalPid) {
+        *self.owner.lock() = Some(pid);
+    }
+
+    /// The process that gets channels which others open.
+    pub(crate) fn set_acceptor(&self, pid: LocalPid) {
+        *self.acceptor.lock() = Some(pid);
+    }
+
+    /// The name of the other end of any channel to that node.
+    fn channel_peer_name(&self, id: chatter_core::ids::NodeId) -> Option<String> {
+        let node = self.node.get()?.upgrade()?;
+        let channel = node.channels.find(|channel| channel.peer == id)?;
+        Some(channel.peer_name.clone())
+    }
+
+    fn encode<'a>(&self, env: Env<'a>, event: &ControlEvent) -> Option<Term<'a>> {
+        let term = match event {
+            ControlEvent::NodeUp { name, .. } => (atoms::node_up(), bin(env, name)).encode(env),
+            ControlEvent::NodeDown { name, .. } => (atoms::node_down(), bin(env, name)).encode(env),
+            ControlEvent::NodeLost { id } => {
+                let name = self.channel_peer_name(*id)?;
+                (atoms::node_lost(), bin(env, &name)).encode(env)
+            }
+            ControlEvent::NameClash { name, .. } => {
+                (atoms::name_clash(), bin(env, name)).encode(env)
+            }
+            ControlEvent::Dial { neighbour, spec, dial_seq } => {
+                (atoms::dial(), neighbour.0, encode_spec(env, spec), *dial_seq).encode(env)
+            }
+            _ => return None,
+        };
+        Some(term)
+    }
+}
+
+/// A string of the network as a binary: never an atom.
+pub(crate) fn bin<'a>(env: Env<'a>, text: &str) -> Term<'a> {
+    rustler::NewBinary::from_slice(env, text.as_bytes()).into()
+}
+
+pub(crate) fn encode_spec<'a>(env: Env<'a>, spec: &NeighbourSpec) -> Term<'a> {
+    match spec {
+        NeighbourSpec::Name(name) => (atoms::name(), bin(env, name)).encode(env),
+        NeighbourSpec::Address(host, port) => {
+            (atoms::address(), bin(env, host), *port).encode(env)
+        }
+    }
+}
+
+impl Host for BeamHost {
+    fn event(&self, event: &ControlEvent) {
+        let Some(owner) = *self.owner.lock() else { return };
+        let mut env = OwnedEnv::new();
+        let interesting = env.run(|env| self.encode(env, event).map(|term| term.as_c_arg()));
+        if interesting.is_some() {
+            // The owner may be between two lives; its successor asks for the state.
+            let _ = env.send_and_clear(&owner, |env| {
+                (atoms::chatter_event(), self.encode(env, event)).encode(env)
+            });
+        }
+    }
+
+    fn accept(&self, channel: Arc<Channel>) -> bool {
+        let Some(acceptor) = *self.acceptor.lock() else { return false };
+        let (index, name) = (channel.index.0, channel.peer_name.clone());
+        let channel = ResourceArc::new(ChannelRef::new(channel));
+        OwnedEnv::new()
+            .send_and_clear(&acceptor, |env| {
+                (atoms::chatter_accept(), channel, index, bin(env, &name)).encode(env)
+            })
+            .is_ok()
+    }
+
+    fn channel(&self) -> (Arc<dyn ChannelHost>, Box<dyn ChannelSink>) {
+        let host = Arc::new(BeamChannel::default());
+        (host.clone(), Box::new(BeamSink::new(host)))
+    }
+}
+
+/// The user's side of one channel: which processes it belongs to.
+#[derive(Default)]
+pub(crate) struct BeamChannel {
+    index: AtomicU32,
+    owner: Mutex<Option<LocalPid>>,
+    controller: Mutex<Option<LocalPid>>,
+}
+
+impl BeamChannel {
+    /// Known once the channel is made; what the messages to its owner carry.
+    pub(crate) fn set_index(&self, index: u32) {
+        self.index.store(index, Ordering::Relaxed);
+    }
+
+    pub(crate) fn index(&self) -> u32 {
+        self.index.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_owner(&self, pid: LocalPid) {
+        *self.owner.lock() = Some(pid);
+    }
+
+    pub(crate) fn set_controller(&self, pid: LocalPid) {
+        *self.controller.lock() = Some(pid);
+    }
+}
+
+impl ChannelHost for BeamChannel {
+    fn opened(&self) {
+        let Some(owner) = *self.owner.lock() else { return };
+        let index = self.index();
+        let _ = OwnedEnv::new().send_and_clear(&owner, |env| {
+            (atoms::chatter(), index, atoms::opened()).encode(env)
+        });
+    }
+
+    fn writable(&self) {
+        let Some(controller) = *self.controller.lock() else { return };
+        let _ = OwnedEnv::new()
+            .send_and_clear(&controller, |env| atoms::chatter_writable().encode(env));
+    }
+
+    fn as_any(&self) -> &(dyn Any + Send + Sync) {
+        self
+    }
+}
