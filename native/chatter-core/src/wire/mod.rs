@@ -10,6 +10,9 @@
 //! +--------+------+----------------+
 //! ```
 
+pub mod hello;
+pub mod identity;
+pub mod lsp;
 pub mod reader;
 pub mod routed;
 
