@@ -9,6 +9,11 @@
 //! [`sched`] (what a link sends next).
 #![forbid(unsafe_code)]
 
+pub mod control;
 pub mod crypto;
+pub mod dialer;
 pub mod ids;
+pub mod lsdb;
+pub mod routes;
+pub mod spf;
 pub mod wire;
