@@ -10,7 +10,12 @@
 #![forbid(unsafe_code)]
 
 pub mod channel;
+pub mod control;
 pub mod crypto;
+pub mod dialer;
 pub mod ids;
+pub mod lsdb;
+pub mod routes;
 pub mod sched;
+pub mod spf;
 pub mod wire;

@@ -221,7 +221,11 @@ impl Channel {
     }
 
     /// Hands in what `push` puts into the sender: frames in order.
-    pub fn send(self: &Arc<Self>, frames: u64, push: impl FnOnce(&mut Sender) -> u64) -> SendStatus {
+    pub fn send(
+        self: &Arc<Self>,
+        frames: u64,
+        push: impl FnOnce(&mut Sender) -> u64,
+    ) -> SendStatus {
         let Some(node) = self.node.upgrade() else { return SendStatus::Closed };
         let link;
         let status;
@@ -371,7 +375,12 @@ impl Channel {
 
     pub(crate) fn handle_reset(self: &Arc<Self>, node: &Arc<Node>, reset: &Reset) {
         let index = reset.from_index;
-        self.send_control(node, PacketType::ResetAck, index, &self.reset_content(index, reset.reason, 0));
+        self.send_control(
+            node,
+            PacketType::ResetAck,
+            index,
+            &self.reset_content(index, reset.reason, 0),
+        );
         {
             let mut tx = self.tx.lock();
             tx.sender = None;
@@ -590,8 +599,7 @@ impl Channel {
     }
 
     fn want_service(self: &Arc<Self>, node: &Node) {
-        if !self.in_service.load(Ordering::Relaxed)
-            && !self.in_service.swap(true, Ordering::SeqCst)
+        if !self.in_service.load(Ordering::Relaxed) && !self.in_service.swap(true, Ordering::SeqCst)
         {
             node.service.add(self.clone());
         }

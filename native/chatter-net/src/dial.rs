@@ -39,8 +39,9 @@ async fn one(
         let established = initiate(node, &mut stream, dial_seq).await?;
         Ok::<_, EstablishError>((stream, established))
     };
-    let (stream, established) =
-        timeout(node.config.handshake_timeout, handshake).await.map_err(|_| EstablishError::Timeout)??;
+    let (stream, established) = timeout(node.config.handshake_timeout, handshake)
+        .await
+        .map_err(|_| EstablishError::Timeout)??;
     let origin = Origin { remote: address, dialled: Some((neighbour, dial_seq)) };
     adopt(node, stream, established, origin).await
 }

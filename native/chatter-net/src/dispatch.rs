@@ -8,12 +8,10 @@ use std::time::Instant;
 use bytes::Bytes;
 use chatter_core::channel::receive::Piggyback;
 use chatter_core::ids::ChannelIndex;
-use chatter_core::wire::data::{
-    Ack, DropReason, Open, Opened, Reset, ResetReason, Unreachable,
-};
+use chatter_core::wire::data::{Ack, DropReason, Open, Opened, Reset, ResetReason, Unreachable};
 use chatter_core::wire::reader::{Reader, WireError};
 use chatter_core::wire::routed::{HOP_LIMIT, RoutedHeader};
-use chatter_core::wire::{Packet, PacketType, next_packet, packet_header, PACKET_HEADER_LEN};
+use chatter_core::wire::{PACKET_HEADER_LEN, Packet, PacketType, next_packet, packet_header};
 
 use crate::channel::{Channel, Parts, State};
 use crate::driver::Input;
@@ -243,7 +241,8 @@ impl Dispatch {
         if header.hop_limit <= 1 {
             return self.refuse(header, DropReason::HopLimit);
         }
-        let hash = header.source.0.rotate_left(17) ^ header.destination.0 ^ u64::from(header.channel.0);
+        let hash =
+            header.source.0.rotate_left(17) ^ header.destination.0 ^ u64::from(header.channel.0);
         let Some(next) = self.node.next_hop(header.destination, hash) else {
             return self.refuse(header, DropReason::NoRoute);
         };

@@ -127,8 +127,7 @@ pub(crate) async fn adopt(
         link_queue: node.config.link_queue,
         control_queue: CONTROL_QUEUE,
     };
-    let link =
-        Arc::new(Link::new(id, peer.clone(), origin.remote, session.sealer, write, limits));
+    let link = Arc::new(Link::new(id, peer.clone(), origin.remote, session.sealer, write, limits));
     link.heard_ms.store(node.now_ms(), Ordering::Relaxed);
     if !node.add_link(&link) {
         return Err(EstablishError::TooManyLinks);

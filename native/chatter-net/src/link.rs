@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use chatter_core::crypto::record::{RECORD_HEADER_LEN, Sealer};
+use chatter_core::crypto::record::{RecordError, Sealer};
 use chatter_core::ids::LinkId;
 use chatter_core::sched::{Scheduler, SchedulerLimits};
 use chatter_core::wire::identity::Identity;
@@ -79,8 +79,12 @@ pub struct Link {
 
 struct LinkIo {
     sealer: Sealer,
+    /// Sealed records: `out[written..end]` is to be written. Stays initialised and is never shrunk.
     out: Vec<u8>,
     written: usize,
+    end: usize,
+    /// Small packets that will share a record.
+    shared: Vec<u8>,
     /// The writer task has it: others must not write.
     handed_over: bool,
     batch: Vec<Bytes>,
@@ -91,8 +95,8 @@ enum Outcome {
     Drained,
     /// The writer task has to go on.
     HandedOver,
-    /// The socket is of no use any more.
-    Failed(io::Error),
+    /// The socket is of no use any more, or the keys are spent.
+    Failed,
 }
 
 impl Link {
@@ -121,6 +125,8 @@ impl Link {
                 sealer,
                 out: Vec::new(),
                 written: 0,
+                end: 0,
+                shared: Vec::new(),
                 handed_over: false,
                 batch: Vec::new(),
             }),
@@ -178,7 +184,7 @@ impl Link {
     /// Whether nothing waits to be written, neither here nor in the writer's hands.
     pub fn is_drained(&self) -> bool {
         let io = self.io.lock();
-        io.written == io.out.len() && self.queue.lock().is_empty()
+        io.written == io.end && self.queue.lock().is_empty()
     }
 
     /// Closes the link; its tasks end and report it to the control plane.
@@ -208,7 +214,7 @@ impl Link {
                     self.writer.notify_one();
                     return;
                 }
-                Outcome::Failed(_) => return self.close(),
+                Outcome::Failed => return self.close(),
             }
         }
     }
@@ -232,7 +238,7 @@ impl Link {
                             return self.close();
                         }
                     }
-                    Outcome::Failed(_) => return self.close(),
+                    Outcome::Failed => return self.close(),
                 }
             }
         }
@@ -276,8 +282,8 @@ impl LinkIo {
         let mut left = budget;
         self.handed_over = false;
         loop {
-            while self.written < self.out.len() {
-                match link.socket.try_write(&self.out[self.written..]) {
+            while self.written < self.end {
+                match link.socket.try_write(&self.out[self.written..self.end]) {
                     Ok(n) => {
                         self.written += n;
                         link.stats.bytes_out.fetch_add(n as u64, Ordering::Relaxed);
@@ -288,24 +294,28 @@ impl LinkIo {
                         return Outcome::HandedOver;
                     }
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                    Err(e) => return Outcome::Failed(e),
+                    Err(_) => return Outcome::Failed,
                 }
             }
-            self.out.clear();
             self.written = 0;
+            self.end = 0;
             if left == 0 {
                 self.handed_over = true;
                 return Outcome::HandedOver;
             }
-            if !self.fill(link) {
+            self.take_batch(link);
+            if self.batch.is_empty() {
                 return Outcome::Drained;
             }
-            left = left.saturating_sub(self.out.len());
+            if self.seal_batch().is_err() {
+                return Outcome::Failed;
+            }
+            left = left.saturating_sub(self.end);
         }
     }
 
-    /// Seals the next packets into `out`; `false` if there are none.
-    fn fill(&mut self, link: &Link) -> bool {
+    /// Takes the next packets from the scheduler.
+    fn take_batch(&mut self, link: &Link) {
         let mut bytes = 0;
         {
             let mut queue = link.queue.lock();
@@ -320,25 +330,44 @@ impl LinkIo {
             link.writer.notify_one();
         }
         link.stats.packets_out.fetch_add(self.batch.len() as u64, Ordering::Relaxed);
-        let mut packets = self.batch.drain(..).peekable();
-        let any = packets.peek().is_some();
+    }
+
+    /// Seals the packets that were taken.
+    fn seal_batch(&mut self) -> Result<(), RecordError> {
+        let batch = std::mem::take(&mut self.batch);
+        let mut packets = batch.iter().peekable();
         while let Some(packet) = packets.next() {
-            if packet.len() >= SMALL_PACKET {
-                self.sealer.seal_from(&[], &packet, &mut self.out);
+            let small = |len: usize| {
+                move |p: &&Bytes| p.len() < SMALL_PACKET && len + p.len() <= SHARED_RECORD
+            };
+            if packet.len() >= SMALL_PACKET
+                || packets.peek().is_none_or(|p| !small(packet.len())(p))
+            {
+                self.seal(packet)?;
                 continue;
             }
-            let start = self.out.len();
-            self.out.extend_from_slice(&[0; RECORD_HEADER_LEN]);
-            self.out.extend_from_slice(&packet);
-            let mut len = packet.len();
-            while let Some(more) = packets
-                .next_if(|p| p.len() < SMALL_PACKET && len + p.len() <= SHARED_RECORD)
-            {
-                self.out.extend_from_slice(&more);
-                len += more.len();
+            let mut shared = std::mem::take(&mut self.shared);
+            shared.clear();
+            shared.extend_from_slice(packet);
+            while let Some(more) = packets.next_if(small(shared.len())) {
+                shared.extend_from_slice(more);
             }
-            self.sealer.seal_in_place(&mut self.out, start);
+            let sealed = self.seal(&shared);
+            self.shared = shared;
+            sealed?;
         }
-        any
+        self.batch = batch;
+        self.batch.clear();
+        Ok(())
+    }
+
+    /// Seals `plain` as one record behind the others.
+    fn seal(&mut self, plain: &[u8]) -> Result<(), RecordError> {
+        let needed = self.end + self.sealer.record_len(plain.len());
+        if self.out.len() < needed {
+            self.out.resize(needed.max(2 * self.out.len()), 0);
+        }
+        self.end += self.sealer.seal_into(&[], plain, &mut self.out[self.end..])?;
+        Ok(())
     }
 }

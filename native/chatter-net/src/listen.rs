@@ -52,7 +52,9 @@ pub(crate) fn bind(
         ListenPort::None => Ok(None),
         ListenPort::Fixed(port) => match bind_port(address, port) {
             Ok(listener) => Ok(Some(listener)),
-            Err((_, e)) if e.kind() == io::ErrorKind::AddrInUse => Err(ListenError::PortTaken(port)),
+            Err((_, e)) if e.kind() == io::ErrorKind::AddrInUse => {
+                Err(ListenError::PortTaken(port))
+            }
             Err((at, e)) => Err(explain(at, e)),
         },
         ListenPort::From(first) => {

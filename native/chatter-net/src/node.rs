@@ -413,11 +413,8 @@ fn random_u64() -> Result<u64, StartError> {
 }
 
 fn identity_of(config: &NetConfig, port: Option<u16>) -> Result<Identity, StartError> {
-    let id = if config.name.is_empty() {
-        NodeId(random_u64()?)
-    } else {
-        NodeId::for_name(&config.name)
-    };
+    let id =
+        if config.name.is_empty() { NodeId(random_u64()?) } else { NodeId::for_name(&config.name) };
     let micros = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |since| since.as_micros() as u64);
@@ -436,7 +433,7 @@ fn identity_of(config: &NetConfig, port: Option<u16>) -> Result<Identity, StartE
         id,
         incarnation: Incarnation(micros),
         name: config.name.clone(),
-        hold_ms: config.control.hold.as_millis() as u32,
+        hold_ms: config.control.hold_ms,
         hidden: false,
         listen: port.is_some(),
         addresses,

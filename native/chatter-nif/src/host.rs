@@ -70,9 +70,7 @@ pub(crate) fn bin<'a>(env: Env<'a>, text: &str) -> Term<'a> {
 pub(crate) fn encode_spec<'a>(env: Env<'a>, spec: &NeighbourSpec) -> Term<'a> {
     match spec {
         NeighbourSpec::Name(name) => (atoms::name(), bin(env, name)).encode(env),
-        NeighbourSpec::Address(host, port) => {
-            (atoms::address(), bin(env, host), *port).encode(env)
-        }
+        NeighbourSpec::Address(host, port) => (atoms::address(), bin(env, host), *port).encode(env),
     }
 }
 
@@ -80,13 +78,12 @@ impl Host for BeamHost {
     fn event(&self, event: &ControlEvent) {
         let Some(owner) = *self.owner.lock() else { return };
         let mut env = OwnedEnv::new();
-        let interesting = env.run(|env| self.encode(env, event).map(|term| term.as_c_arg()));
-        if interesting.is_some() {
-            // The owner may be between two lives; its successor asks for the state.
-            let _ = env.send_and_clear(&owner, |env| {
-                (atoms::chatter_event(), self.encode(env, event)).encode(env)
-            });
-        }
+        let Some(event) = env.run(|e| self.encode(e, event).map(|term| env.save(term))) else {
+            return;
+        };
+        // The owner may be between two lives; its successor asks for the state.
+        let _ =
+            env.send_and_clear(&owner, |env| (atoms::chatter_event(), event.load(env)).encode(env));
     }
 
     fn accept(&self, channel: Arc<Channel>) -> bool {
@@ -137,9 +134,8 @@ impl ChannelHost for BeamChannel {
     fn opened(&self) {
         let Some(owner) = *self.owner.lock() else { return };
         let index = self.index();
-        let _ = OwnedEnv::new().send_and_clear(&owner, |env| {
-            (atoms::chatter(), index, atoms::opened()).encode(env)
-        });
+        let _ = OwnedEnv::new()
+            .send_and_clear(&owner, |env| (atoms::chatter(), index, atoms::opened()).encode(env));
     }
 
     fn writable(&self) {

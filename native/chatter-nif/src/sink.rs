@@ -105,11 +105,8 @@ pub(crate) fn reason_atom(reason: ResetReason) -> Atom {
 
 impl Sink for BeamSink {
     fn frame(&mut self, frame: &[u8], cost: u64) {
-        if frame.len() >= LARGE
-            && let Some(mut binary) = OwnedBinary::new(frame.len())
-        {
-            binary.as_mut_slice().copy_from_slice(frame);
-            return self.add_large(binary, cost);
+        if frame.len() >= LARGE {
+            return self.add_large(OwnedBinary::from_slice(frame), cost);
         }
         let start = self.small.len();
         self.small.extend_from_slice(frame);
@@ -118,8 +115,7 @@ impl Sink for BeamSink {
     }
 
     fn frame_start(&mut self, total: usize) {
-        // Without memory the frame is lost and the channel with it: see frame_end.
-        self.assembly = OwnedBinary::new(total).map(|binary| (binary, 0));
+        self.assembly = Some((OwnedBinary::new(total), 0));
     }
 
     fn frame_part(&mut self, part: &[u8]) {
@@ -130,9 +126,8 @@ impl Sink for BeamSink {
     }
 
     fn frame_end(&mut self, cost: u64) {
-        match self.assembly.take() {
-            Some((binary, _)) => self.add_large(binary, cost),
-            None => self.closed(ResetReason::Protocol),
+        if let Some((binary, _)) = self.assembly.take() {
+            self.add_large(binary, cost);
         }
     }
 
@@ -148,7 +143,7 @@ impl ChannelSink for BeamSink {
             for (message, cost) in self.handshakes.drain(..) {
                 // A dead owner takes the channel with it.
                 let _ = self.env.send_and_clear(&owner, |env| {
-                    let message = NewBinary::from_slice(env, &message).to_term(env);
+                    let message: Term = NewBinary::from_slice(env, &message).into();
                     (atoms::chatter(), index, (atoms::handshake(), message, cost)).encode(env)
                 });
             }

@@ -11,6 +11,9 @@
 //! ```
 
 pub mod data;
+pub mod hello;
+pub mod identity;
+pub mod lsp;
 pub mod reader;
 pub mod routed;
 

@@ -1,0 +1,193 @@
+//! The own LSP, and passing on those of others.
+
+use std::time::Instant;
+
+use super::Control;
+use super::config::ControlConfig;
+use super::event::ControlEvent;
+use super::throttle::Throttle;
+use crate::ids::{Incarnation, LinkId, NodeId};
+use crate::lsdb::Install;
+use crate::wire::hello::Hello;
+use crate::wire::lsp::{Lsp, MAX_NEIGHBOURS, Neighbour};
+
+/// When the own LSP is made again.
+///
+/// News of a lost link does not wait for the throttle of other news: when links came up in a burst, a
+/// loss is still told at once.
+#[derive(Clone, Debug)]
+pub(super) struct Origination {
+    seq: u64,
+    good_pending: bool,
+    bad_pending: bool,
+    good: Throttle,
+    bad: Throttle,
+    refresh_at: Instant,
+}
+
+impl Origination {
+    /// The first LSP is due at once.
+    pub(super) fn new(config: &ControlConfig, now: Instant) -> Self {
+        let throttle = Throttle::new(config.originate_ms, config.originate_quiet_ms);
+        Self {
+            seq: 0,
+            good_pending: false,
+            bad_pending: false,
+            good: throttle.clone(),
+            bad: throttle,
+            refresh_at: now,
+        }
+    }
+
+    /// A link is new, or something about it changed.
+    pub(super) fn want_good(&mut self) {
+        self.good_pending = true;
+    }
+
+    /// A link is lost.
+    pub(super) fn want_bad(&mut self) {
+        self.bad_pending = true;
+    }
+
+    /// When the next LSP is due.
+    pub(super) fn next_timeout(&self, now: Instant) -> Option<Instant> {
+        let good = self.good_pending.then(|| self.good.next(now));
+        let bad = self.bad_pending.then(|| self.bad.next(now));
+        [good, bad, Some(self.refresh_at)].into_iter().flatten().min()
+    }
+
+    /// An LSP with news was made.
+    fn fire(&mut self, now: Instant) {
+        if self.bad_pending {
+            self.bad.fire(now);
+        }
+        if self.good_pending || self.bad_pending {
+            self.good.fire(now);
+        }
+        self.bad_pending = false;
+        self.good_pending = false;
+    }
+}
+
+impl Control {
+    pub(super) fn originate_if_due(&mut self) {
+        if self.origination.next_timeout(self.now).is_some_and(|at| at <= self.now) {
+            self.origination.fire(self.now);
+            self.originate(false);
+        }
+    }
+
+    /// Makes the own LSP again and marks it to be sent on all links.
+    pub(super) fn originate(&mut self, purge: bool) {
+        self.origination.seq = self.origination.seq.saturating_add(1);
+        self.origination.refresh_at = self.now + self.refresh_after();
+        let links = self.by_peer.iter().filter_map(|(id, link)| {
+            self.links.get(link).map(|link| Neighbour { id: *id, metric: link.metric() })
+        });
+        let neighbours = if purge { Vec::new() } else { links.take(MAX_NEIGHBOURS).collect() };
+        let lsp = Lsp {
+            overload: self.overload,
+            purge,
+            lifetime_s: self.config.max_age_s,
+            origin: self.me.id,
+            incarnation: self.me.incarnation,
+            seq: self.origination.seq,
+            name: self.name.clone(),
+            addresses: self.me.addresses.clone(),
+            neighbours,
+        };
+        self.lsdb.originate(self.now, lsp);
+        self.flood(self.me.id, None);
+    }
+
+    pub(super) fn hello(&mut self, link: LinkId, hello: &Hello) {
+        let Some(adjacency) = self.links.get_mut(&link) else { return };
+        let was = (adjacency.confirmed, adjacency.metric());
+        let answer = adjacency.hear(self.now, hello, &self.config);
+        let same = hello.lsdb_digest == self.lsdb.digest();
+        let resync = adjacency.compare(self.now, same, &self.config);
+        if answer {
+            self.pending.insert(link);
+        }
+        if was != (adjacency.confirmed, adjacency.metric()) {
+            self.first_hops_changed = true;
+        }
+        if was.1 != adjacency.metric() {
+            self.origination.want_good();
+        }
+        if resync {
+            self.send_everything(link);
+        }
+    }
+
+    pub(super) fn lsp(&mut self, link: LinkId, lsp: Lsp) {
+        let (origin, seq) = (lsp.origin, lsp.seq);
+        match self.lsdb.install(self.now, lsp) {
+            Install::Newer(change) => {
+                self.flood(origin, Some(link));
+                if change.purged || change.replaced.is_some() {
+                    self.node_over(origin);
+                }
+                self.spf_pending |= change.graph;
+                self.check_neighbour(origin);
+            }
+            Install::Same => self.known_there(link, origin),
+            Install::Older => self.mark(link, origin),
+            Install::OwnNewer => {
+                self.origination.seq = self.origination.seq.max(seq);
+                self.origination.want_bad();
+            }
+            Install::Clash(incarnation) => self.name_clash(incarnation),
+            Install::Full => {}
+        }
+    }
+
+    /// Marks all LSPs to be sent on a link.
+    pub(super) fn send_everything(&mut self, link: LinkId) {
+        let Some(adjacency) = self.links.get_mut(&link) else { return };
+        for origin in self.lsdb.origins() {
+            adjacency.mark(self.me.id, origin);
+        }
+        self.pending.insert(link);
+    }
+
+    /// Drops LSPs that nobody has repeated.
+    pub(super) fn expire_lsps(&mut self) {
+        if !self.lsdb.expire(self.now).is_empty() {
+            self.spf_pending = true;
+        }
+    }
+
+    /// Another life of this node's id is about.
+    pub(super) fn name_clash(&mut self, incarnation: Incarnation) {
+        if self.clash != Some(incarnation) {
+            self.clash = Some(incarnation);
+            let name = self.name.clone();
+            self.events.push_back(ControlEvent::NameClash { name, incarnation });
+        }
+    }
+
+    fn flood(&mut self, origin: NodeId, from: Option<LinkId>) {
+        for (link, adjacency) in &mut self.links {
+            if Some(*link) == from {
+                adjacency.unmark(self.me.id, origin);
+            } else {
+                adjacency.mark(self.me.id, origin);
+                self.pending.insert(*link);
+            }
+        }
+    }
+
+    fn mark(&mut self, link: LinkId, origin: NodeId) {
+        if let Some(adjacency) = self.links.get_mut(&link) {
+            adjacency.mark(self.me.id, origin);
+            self.pending.insert(link);
+        }
+    }
+
+    fn known_there(&mut self, link: LinkId, origin: NodeId) {
+        if let Some(adjacency) = self.links.get_mut(&link) {
+            adjacency.unmark(self.me.id, origin);
+        }
+    }
+}

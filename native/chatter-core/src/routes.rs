@@ -1,0 +1,182 @@
+//! The forwarding table: what the data plane knows about the network.
+//!
+//! Immutable. The control plane publishes a new one as an `Arc` whenever paths change; readers hold the
+//! one they took for as long as they like.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+
+use crate::ids::{Incarnation, LinkId, NodeId};
+use crate::lsdb::Lsdb;
+use crate::spf::Tree;
+
+/// How to reach one destination.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Route {
+    /// The links of equally short paths, ascending; never empty.
+    pub next_hops: Vec<LinkId>,
+    /// Sum of the metrics on the way.
+    pub distance: u32,
+    /// Links on the way, on the path with the fewest.
+    pub hops: u32,
+    /// The destination's life that the route leads to.
+    pub incarnation: Incarnation,
+    /// The destination's full name; may be empty.
+    pub name: Arc<str>,
+    /// The last node before the destination; `None` for a direct link.
+    pub parent: Option<NodeId>,
+    /// Differs when the set of shortest paths differs.
+    pub(crate) shape: u64,
+}
+
+/// Routes to all nodes that can be reached from here.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ForwardingTable {
+    routes: HashMap<NodeId, Route, BuildHasherDefault<IdHasher>>,
+    names: HashMap<Arc<str>, NodeId, BuildHasherDefault<std::hash::DefaultHasher>>,
+}
+
+impl ForwardingTable {
+    /// Makes the table of a run of shortest paths; `links[i]` is the link to the i-th first hop.
+    pub(crate) fn new(tree: &Tree, links: &[LinkId], lsdb: &Lsdb) -> Self {
+        let mut table = Self::default();
+        table.routes.reserve(lsdb.len());
+        for reached in tree.reached() {
+            let Some(lsp) = lsdb.get(reached.id) else { continue };
+            let mut next_hops: Vec<_> =
+                reached.first_hops().filter_map(|at| links.get(at).copied()).collect();
+            next_hops.sort_unstable();
+            let route = Route {
+                next_hops,
+                distance: reached.distance,
+                hops: reached.hops,
+                incarnation: lsp.incarnation,
+                name: Arc::clone(&lsp.name),
+                parent: reached.parent,
+                shape: reached.shape,
+            };
+            if !lsp.name.is_empty() {
+                let id = table.names.entry(Arc::clone(&lsp.name)).or_insert(reached.id);
+                *id = reached.id.min(*id);
+            }
+            table.routes.insert(reached.id, route);
+        }
+        table
+    }
+
+    /// The route to `dst`; `None` if it cannot be reached, and for this node itself.
+    pub fn route(&self, dst: NodeId) -> Option<&Route> {
+        self.routes.get(&dst)
+    }
+
+    /// The link for a packet to `dst`. Of equally short ones, `flow_hash` chooses, so that a flow stays
+    /// on one path.
+    pub fn next_hop(&self, dst: NodeId, flow_hash: u64) -> Option<LinkId> {
+        let next_hops = &self.routes.get(&dst)?.next_hops;
+        match next_hops.as_slice() {
+            [] => None,
+            [only] => Some(*only),
+            several => several.get((flow_hash % several.len() as u64) as usize).copied(),
+        }
+    }
+
+    /// The nodes on a shortest path from here to `dst`, which comes last; this node is left out.
+    pub fn path(&self, dst: NodeId) -> Option<Vec<NodeId>> {
+        let mut path = vec![dst];
+        let mut route = self.routes.get(&dst)?;
+        while let Some(parent) = route.parent {
+            if path.len() > self.routes.len() {
+                return None;
+            }
+            path.push(parent);
+            route = self.routes.get(&parent)?;
+        }
+        path.reverse();
+        Some(path)
+    }
+
+    /// The id of a reachable node with this full name; the lowest, should there be several.
+    pub fn id_of(&self, name: &str) -> Option<NodeId> {
+        self.names.get(name).copied()
+    }
+
+    /// The nodes that can be reached, ascending.
+    pub fn nodes(&self) -> Vec<NodeId> {
+        let mut nodes: Vec<_> = self.routes.keys().copied().collect();
+        nodes.sort_unstable();
+        nodes
+    }
+
+    /// All routes, in no particular order.
+    pub fn routes(&self) -> impl Iterator<Item = (NodeId, &Route)> {
+        self.routes.iter().map(|(id, route)| (*id, route))
+    }
+
+    /// How many nodes can be reached.
+    pub fn len(&self) -> usize {
+        self.routes.len()
+    }
+
+    /// Whether no node can be reached.
+    pub fn is_empty(&self) -> bool {
+        self.routes.is_empty()
+    }
+}
+
+/// Hashes a [`NodeId`], which is a hash already. Somebody who could choose ids to collide has the
+/// cluster key, and the LSDB limits how many there are.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        self.0 = (self.0 ^ id).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
+    }
+}
+
+/// The network as the LSDB has it: what `topology` commands show.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Topology {
+    /// Nodes by id with what they say about themselves; this node included.
+    pub nodes: BTreeMap<NodeId, TopologyNode>,
+    /// Directed links that both ends state: from, to, metric of `from`. Ascending.
+    pub edges: Vec<(NodeId, NodeId, u32)>,
+}
+
+/// A node in a [`Topology`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TopologyNode {
+    /// Its full name; may be empty.
+    pub name: Arc<str>,
+    /// Its life.
+    pub incarnation: Incarnation,
+    /// It does not relay.
+    pub overload: bool,
+}
+
+impl Topology {
+    /// Reads the LSDB.
+    pub(crate) fn new(lsdb: &Lsdb) -> Self {
+        let describe = |id| {
+            let lsp = lsdb.get(id)?;
+            let name = Arc::clone(&lsp.name);
+            let node = TopologyNode { name, incarnation: lsp.incarnation, overload: lsp.overload };
+            Some((id, node))
+        };
+        let nodes = lsdb.graph().nodes().filter_map(describe).collect();
+        let mut edges: Vec<_> = lsdb.graph().edges().collect();
+        edges.sort_unstable();
+        Self { nodes, edges }
+    }
+}

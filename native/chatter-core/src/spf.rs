@@ -1,0 +1,296 @@
+//! Shortest paths: the graph of the network, and Dijkstra's algorithm over it.
+//!
+//! The [`Graph`] is kept up to date LSP by LSP and holds only links that both ends list, so that a run
+//! touches nothing but integers. Metrics are at least 1, which makes every next hop of a destination
+//! strictly nearer to it: following next hops cannot loop while all nodes have the same graph.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+
+use crate::ids::NodeId;
+use crate::wire::lsp::Neighbour;
+
+/// The distance of what cannot be reached. Sums saturate here, so a path this long is no path.
+pub const UNREACHABLE: u32 = u32::MAX;
+
+/// Stands for the root where a slot is expected.
+const ROOT: u32 = u32::MAX;
+
+/// The nodes that have stated their links, and the links that both ends stated.
+#[derive(Clone, Debug, Default)]
+pub struct Graph {
+    index: BTreeMap<NodeId, u32>,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+}
+
+#[derive(Clone, Debug)]
+struct Slot {
+    id: NodeId,
+    overload: bool,
+    stated: Vec<Neighbour>,
+    edges: Vec<Edge>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Edge {
+    to: u32,
+    metric: u32,
+}
+
+impl Graph {
+    /// Replaces what `id` states. `neighbours` must be ascending by id, as in an LSP. Returns whether
+    /// anything has changed.
+    pub fn set(&mut self, id: NodeId, overload: bool, neighbours: &[Neighbour]) -> bool {
+        if let Some(slot) = self.index.get(&id).map(|&at| &mut self.slots[at as usize]) {
+            let overload_changed = slot.overload != overload;
+            slot.overload = overload;
+            if slot.stated == neighbours {
+                return overload_changed;
+            }
+        }
+        let at = match self.index.get(&id) {
+            Some(&at) => at,
+            None => self.add_slot(id, overload),
+        };
+        self.unlink(at);
+        for neighbour in neighbours {
+            self.link(at, id, *neighbour);
+        }
+        self.slots[at as usize].stated = neighbours.to_vec();
+        true
+    }
+
+    /// Forgets `id` and its links. Returns whether it was there.
+    pub fn remove(&mut self, id: NodeId) -> bool {
+        let Some(at) = self.index.remove(&id) else { return false };
+        self.unlink(at);
+        self.slots[at as usize].stated.clear();
+        self.free.push(at);
+        true
+    }
+
+    /// The nodes, ascending.
+    pub fn nodes(&self) -> impl Iterator<Item = NodeId> {
+        self.index.keys().copied()
+    }
+
+    /// The directed links that both ends state, with the metric of the first end; ascending by it.
+    pub fn edges(&self) -> impl Iterator<Item = (NodeId, NodeId, u32)> {
+        self.index.values().flat_map(|&at| {
+            let slot = &self.slots[at as usize];
+            slot.edges.iter().map(|e| (slot.id, self.slots[e.to as usize].id, e.metric))
+        })
+    }
+
+    /// Whether `id` states a link to `neighbour`; the other end need not.
+    pub fn states_link(&self, id: NodeId, neighbour: NodeId) -> bool {
+        self.index.get(&id).is_some_and(|&at| {
+            let stated = &self.slots[at as usize].stated;
+            stated.binary_search_by_key(&neighbour, |n| n.id).is_ok()
+        })
+    }
+
+    /// Shortest paths from `root` over its own links `first_hops`, which replace what the graph says
+    /// about the root's links. First hops that are not in the graph are skipped.
+    ///
+    /// Overloaded nodes are reached but not passed through.
+    pub fn shortest_paths(&self, root: NodeId, first_hops: &[Neighbour]) -> Tree {
+        let mut run = Run::new(self, first_hops.len());
+        if let Some(&at) = self.index.get(&root) {
+            run.tree.distance[at as usize] = 0;
+        }
+        for (bit, hop) in first_hops.iter().enumerate() {
+            let Some(&to) = self.index.get(&hop.id) else { continue };
+            run.relax_first_hop(to, hop.metric, bit);
+        }
+        run.drain();
+        let mut tree = run.tree;
+        if let Some(&at) = self.index.get(&root) {
+            tree.distance[at as usize] = UNREACHABLE;
+        }
+        tree.ids = self.slots.iter().map(|slot| slot.id).collect();
+        tree
+    }
+
+    fn add_slot(&mut self, id: NodeId, overload: bool) -> u32 {
+        let slot = Slot { id, overload, stated: Vec::new(), edges: Vec::new() };
+        let at = match self.free.pop() {
+            Some(at) => {
+                self.slots[at as usize] = slot;
+                at
+            }
+            None => {
+                self.slots.push(slot);
+                // The LSDB's limit is far below 2^32.
+                (self.slots.len() - 1) as u32
+            }
+        };
+        self.index.insert(id, at);
+        at
+    }
+
+    /// Adds both directions of a link if the other end states it as well.
+    fn link(&mut self, at: u32, id: NodeId, neighbour: Neighbour) {
+        let Some(&other) = self.index.get(&neighbour.id) else { return };
+        let stated = &self.slots[other as usize].stated;
+        let Ok(back) = stated.binary_search_by_key(&id, |n| n.id) else { return };
+        let back_metric = stated[back].metric;
+        self.slots[at as usize].edges.push(Edge { to: other, metric: neighbour.metric });
+        self.slots[other as usize].edges.push(Edge { to: at, metric: back_metric });
+    }
+
+    fn unlink(&mut self, at: u32) {
+        for edge in std::mem::take(&mut self.slots[at as usize].edges) {
+            self.slots[edge.to as usize].edges.retain(|back| back.to != at);
+        }
+    }
+}
+
+/// The answer of a run, by slot; read it through [`Tree::reached`].
+#[derive(Clone, Debug)]
+pub struct Tree {
+    ids: Vec<NodeId>,
+    distance: Vec<u32>,
+    hops: Vec<u32>,
+    parent: Vec<u32>,
+    shape: Vec<u64>,
+    masks: Vec<u64>,
+    words: usize,
+}
+
+/// What a run found out about one destination.
+#[derive(Clone, Copy, Debug)]
+pub struct Reached<'a> {
+    /// The destination.
+    pub id: NodeId,
+    /// Sum of the metrics on the way.
+    pub distance: u32,
+    /// Links on the shortest of the equal-cost paths.
+    pub hops: u32,
+    /// The last node before the destination on such a path; `None` for a direct link.
+    pub parent: Option<NodeId>,
+    /// Differs when the set of shortest paths to the destination differs.
+    pub shape: u64,
+    mask: &'a [u64],
+}
+
+impl Reached<'_> {
+    /// Positions in `first_hops` of all first hops on shortest paths, ascending.
+    pub fn first_hops(&self) -> impl Iterator<Item = usize> {
+        self.mask.iter().enumerate().flat_map(|(word, &bits)| {
+            (0..64).filter(move |bit| bits & (1 << bit) != 0).map(move |bit| word * 64 + bit)
+        })
+    }
+}
+
+impl Tree {
+    /// Every destination that can be reached, in no particular order; the root is not among them.
+    pub fn reached(&self) -> impl Iterator<Item = Reached<'_>> {
+        (0..self.ids.len()).filter(|&at| self.distance[at] != UNREACHABLE).map(|at| Reached {
+            id: self.ids[at],
+            distance: self.distance[at],
+            hops: self.hops[at],
+            parent: self.ids.get(self.parent[at] as usize).copied(),
+            shape: self.shape[at],
+            mask: &self.masks[at * self.words..(at + 1) * self.words],
+        })
+    }
+}
+
+struct Run<'a> {
+    graph: &'a Graph,
+    heap: BinaryHeap<Reverse<u64>>,
+    tree: Tree,
+}
+
+impl<'a> Run<'a> {
+    fn new(graph: &'a Graph, first_hops: usize) -> Self {
+        let nodes = graph.slots.len();
+        let words = first_hops.div_ceil(64).max(1);
+        let tree = Tree {
+            ids: Vec::new(),
+            distance: vec![UNREACHABLE; nodes],
+            hops: vec![0; nodes],
+            parent: vec![ROOT; nodes],
+            shape: vec![0; nodes],
+            masks: vec![0; nodes * words],
+            words,
+        };
+        Self { graph, heap: BinaryHeap::with_capacity(nodes), tree }
+    }
+
+    fn relax_first_hop(&mut self, to: u32, metric: u32, bit: usize) {
+        if self.improve(to, metric.max(1), ROOT, 1, 0) {
+            let words = self.tree.words;
+            self.tree.masks[to as usize * words + bit / 64] |= 1 << (bit % 64);
+        }
+    }
+
+    fn drain(&mut self) {
+        let words = self.tree.words;
+        while let Some(Reverse(key)) = self.heap.pop() {
+            let (distance, from) = ((key >> 32) as u32, key as u32);
+            let slot = &self.graph.slots[from as usize];
+            if distance != self.tree.distance[from as usize] || slot.overload {
+                continue;
+            }
+            let hops = self.tree.hops[from as usize] + 1;
+            let shape = mix(self.tree.shape[from as usize] ^ slot.id.0);
+            for edge in &slot.edges {
+                let reach = distance.saturating_add(edge.metric);
+                if self.improve(edge.to, reach, from, hops, shape) {
+                    let (from_at, to_at) = (from as usize * words, edge.to as usize * words);
+                    for word in 0..words {
+                        self.tree.masks[to_at + word] |= self.tree.masks[from_at + word];
+                    }
+                }
+            }
+        }
+    }
+
+    /// Notes a way to `to` unless a shorter one is known; returns whether it is among the shortest.
+    /// All equally short ways are noted before `to` itself is popped, because metrics are at least 1.
+    #[inline]
+    fn improve(&mut self, to: u32, reach: u32, from: u32, hops: u32, shape: u64) -> bool {
+        let at = to as usize;
+        let tree = &mut self.tree;
+        if reach > tree.distance[at] || reach == UNREACHABLE {
+            return false;
+        }
+        if reach < tree.distance[at] {
+            tree.distance[at] = reach;
+            tree.hops[at] = hops;
+            tree.parent[at] = from;
+            tree.shape[at] = shape;
+            tree.masks[at * tree.words..(at + 1) * tree.words].fill(0);
+            self.heap.push(Reverse(u64::from(reach) << 32 | u64::from(to)));
+            return true;
+        }
+        tree.shape[at] = tree.shape[at].wrapping_add(shape);
+        let nearer = hops < tree.hops[at];
+        if nearer || (hops == tree.hops[at] && self.graph.is_lower(from, tree.parent[at])) {
+            tree.hops[at] = hops;
+            tree.parent[at] = from;
+        }
+        true
+    }
+}
+
+impl Graph {
+    /// Orders parents, so that ties do not depend on the order in which LSPs came in.
+    fn is_lower(&self, a: u32, b: u32) -> bool {
+        match (self.slots.get(a as usize), self.slots.get(b as usize)) {
+            (Some(a), Some(b)) => a.id < b.id,
+            (None, Some(_)) => true,
+            (Some(_) | None, None) => false,
+        }
+    }
+}
+
+/// Scatters a number over all bits (the finaliser of SplitMix64).
+fn mix(x: u64) -> u64 {
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}

@@ -1,0 +1,104 @@
+//! The configuration as Erlang hands it over; it has been validated there (`chatter_config`).
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use chatter_core::control::ControlConfig;
+use chatter_core::crypto::ClusterKey;
+use chatter_core::crypto::key::KeyError;
+use chatter_net::config::{ListenPort, NetConfig};
+use rustler::{Binary, NifMap, NifTaggedEnum};
+
+/// Which port to listen on.
+#[derive(NifTaggedEnum)]
+pub(crate) enum Port {
+    None,
+    Fixed(u16),
+    From(u16),
+}
+
+/// Where the cluster secret comes from.
+#[derive(NifTaggedEnum)]
+pub(crate) enum KeySource<'a> {
+    Key(Binary<'a>),
+    Cookie(Binary<'a>),
+}
+
+/// What `chatter_nif:node_start/1` takes: the keys of docs/operations.md, under the same names.
+#[derive(NifMap)]
+pub(crate) struct StartConfig<'a> {
+    name: String,
+    /// 4 or 16 bytes; empty for all.
+    my_addr: Binary<'a>,
+    my_port: Port,
+    advertise: Vec<Binary<'a>>,
+    key: KeySource<'a>,
+    encryption: bool,
+    hello_ms: u16,
+    hold_ms: u32,
+    unreachable_ms: u32,
+    lsp_refresh_s: u32,
+    channel_window: u64,
+    max_frame: usize,
+    max_channels: usize,
+    relay_queue: usize,
+    link_queue: usize,
+    max_half_open: usize,
+    max_links: usize,
+    max_nodes: usize,
+    handshake_timeout_ms: u64,
+    reconnect_min_ms: u32,
+    reconnect_max_ms: u32,
+    workers: usize,
+}
+
+impl StartConfig<'_> {
+    /// Derives the key, which takes about a tenth of a second from a cookie.
+    pub(crate) fn into_net(self) -> Result<NetConfig, KeyError> {
+        let key = match &self.key {
+            KeySource::Key(key) => ClusterKey::parse(key.as_slice())?,
+            KeySource::Cookie(cookie) => ClusterKey::from_cookie(cookie.as_slice())?,
+        };
+        let control = ControlConfig {
+            hello_ms: self.hello_ms,
+            hold_ms: self.hold_ms,
+            unreachable_ms: self.unreachable_ms,
+            refresh_s: self.lsp_refresh_s,
+            max_nodes: self.max_nodes,
+            max_links: self.max_links,
+            dial_backoff_ms: self.reconnect_min_ms,
+            max_dial_backoff_ms: self.reconnect_max_ms,
+            ..ControlConfig::default()
+        };
+        Ok(NetConfig {
+            name: self.name,
+            listen_address: ip(&self.my_addr),
+            listen_port: match self.my_port {
+                Port::None => ListenPort::None,
+                Port::Fixed(port) => ListenPort::Fixed(port),
+                Port::From(port) => ListenPort::From(port),
+            },
+            advertise: self.advertise.iter().filter_map(ip).collect(),
+            key,
+            encryption: self.encryption,
+            control,
+            channel_window: self.channel_window,
+            max_frame: self.max_frame,
+            max_channels: self.max_channels,
+            relay_queue: self.relay_queue,
+            link_queue: self.link_queue,
+            max_half_open: self.max_half_open,
+            max_links: self.max_links,
+            handshake_timeout: Duration::from_millis(self.handshake_timeout_ms),
+            workers: self.workers,
+        })
+    }
+}
+
+/// An address of 4 or 16 bytes.
+pub(crate) fn ip(bytes: &Binary<'_>) -> Option<IpAddr> {
+    if let Ok(v4) = <[u8; 4]>::try_from(bytes.as_slice()) {
+        return Some(v4.into());
+    }
+    <[u8; 16]>::try_from(bytes.as_slice()).ok().map(|v6| IpAddr::from(v6).to_canonical())
+}

@@ -1,0 +1,173 @@
+//! The node of this VM: one at a time, started and stopped with the distribution.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use chatter_core::control::DisconnectTarget;
+use chatter_core::dialer::{NeighbourId, NeighbourSpec};
+use chatter_core::ids::NodeId;
+use chatter_net::node::Node;
+use rustler::{Atom, Binary, Encoder, Env, LocalPid, NifResult, NifTaggedEnum, Term};
+use tracing::Level;
+
+use crate::atoms;
+use crate::config::{StartConfig, ip};
+use crate::host::{BeamHost, bin};
+use crate::log;
+
+struct Running {
+    node: Arc<Node>,
+    host: Arc<BeamHost>,
+}
+
+static RUNNING: ArcSwapOption<Running> = ArcSwapOption::const_empty();
+
+/// The node, if one is started.
+pub(crate) fn current() -> Option<Arc<Node>> {
+    RUNNING.load().as_ref().map(|running| running.node.clone())
+}
+
+/// `node_start(Config) -> {ok, #{port => Port | none, id => Id}} | {error, Line | already_started}`.
+/// Events go to the caller.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn node_start<'a>(env: Env<'a>, config: StartConfig<'a>) -> Term<'a> {
+    if RUNNING.load().is_some() {
+        return env.error_tuple(atoms::already_started());
+    }
+    let config = match config.into_net() {
+        Ok(config) => config,
+        Err(error) => return env.error_tuple(bin(env, &error.to_string())),
+    };
+    let host = Arc::new(BeamHost::default());
+    host.set_owner(env.pid());
+    log::set_owner(env.pid());
+    let node = match Node::start(config, host.clone()) {
+        Ok(node) => node,
+        Err(error) => return env.error_tuple(bin(env, &error.to_string())),
+    };
+    host.node.set(Arc::downgrade(&node)).ok();
+    let port = node.port.map_or_else(|| atoms::none().encode(env), |port| port.encode(env));
+    let id = bin(env, &node.me.id.to_string());
+    RUNNING.store(Some(Arc::new(Running { node, host })));
+    (atoms::ok(), [(atoms::port(), port), (atoms::id(), id)].as_slice()).encode(env)
+}
+
+/// `node_stop(DrainMs) -> ok`: gives queued data so long to leave, then ends everything.
+#[rustler::nif(schedule = "DirtyIo")]
+fn node_stop(drain_ms: u64) -> Atom {
+    if let Some(running) = RUNNING.swap(None) {
+        running.node.stop(Duration::from_millis(drain_ms));
+    }
+    atoms::ok()
+}
+
+/// `drain(Ms) -> ok`: waits until what is queued has been written and acknowledged.
+#[rustler::nif(schedule = "DirtyIo")]
+fn drain(ms: u64) -> Atom {
+    if let Some(node) = current() {
+        node.drain(Instant::now() + Duration::from_millis(ms));
+    }
+    atoms::ok()
+}
+
+/// `set_owner() -> boolean()`: events and log lines go to the caller from now on; whether a node runs.
+#[rustler::nif]
+fn set_owner(env: Env) -> bool {
+    log::set_owner(env.pid());
+    let running = RUNNING.load();
+    if let Some(running) = running.as_ref() {
+        running.host.set_owner(env.pid());
+    }
+    running.is_some()
+}
+
+/// `set_acceptor(Pid) -> ok`: who gets the channels that others open.
+#[rustler::nif]
+fn set_acceptor(pid: LocalPid) -> Atom {
+    if let Some(running) = RUNNING.load().as_ref() {
+        running.host.set_acceptor(pid);
+    }
+    atoms::ok()
+}
+
+/// `set_log_level(error | warning | notice | info | debug | none) -> ok`.
+#[rustler::nif]
+fn set_log_level(level: Atom) -> Atom {
+    log::set_level(if level == atoms::debug() {
+        Level::DEBUG
+    } else if level == atoms::info() || level == atoms::notice() {
+        Level::INFO
+    } else if level == atoms::warning() {
+        Level::WARN
+    } else {
+        Level::ERROR
+    });
+    atoms::ok()
+}
+
+/// A neighbour as Erlang writes it.
+#[derive(NifTaggedEnum)]
+enum Spec {
+    Name(String),
+    Address(String, u16),
+}
+
+impl From<Spec> for NeighbourSpec {
+    fn from(spec: Spec) -> Self {
+        match spec {
+            Spec::Name(name) => Self::Name(name),
+            Spec::Address(host, port) => Self::Address(host, port),
+        }
+    }
+}
+
+/// `connect(Spec, Metric, Persistent) -> ok | {error, not_started | busy}`; metric 0 is by round trip.
+#[rustler::nif]
+fn connect<'a>(env: Env<'a>, spec: Spec, metric: u32, persistent: bool) -> Term<'a> {
+    command(env, move |control, now| {
+        control.connect(now, spec.into(), (metric > 0).then_some(metric), persistent);
+    })
+}
+
+/// `disconnect(Spec) -> ok | {error, not_started | busy}`: forgets the neighbour, closes its link.
+#[rustler::nif]
+fn disconnect<'a>(env: Env<'a>, spec: Spec) -> Term<'a> {
+    command(env, move |control, now| {
+        let spec = NeighbourSpec::from(spec);
+        if let NeighbourSpec::Name(name) = &spec {
+            control.disconnect(now, &DisconnectTarget::Node(NodeId::for_name(name)));
+        }
+        control.disconnect(now, &DisconnectTarget::Spec(spec));
+    })
+}
+
+fn command<'a>(
+    env: Env<'a>,
+    f: impl FnOnce(&mut chatter_core::control::Control, Instant) + Send + 'static,
+) -> Term<'a> {
+    match current() {
+        None => env.error_tuple(atoms::not_started()),
+        Some(node) if node.with_control(f) => atoms::ok().encode(env),
+        Some(_) => env.error_tuple(atoms::busy()),
+    }
+}
+
+/// `dial(Neighbour, Seq, [{Ip, Port}]) -> ok`: the addresses of a neighbour that was to be resolved;
+/// none means that it could not be.
+#[rustler::nif]
+fn dial(neighbour: u32, seq: u64, addresses: Vec<(Binary, u16)>) -> NifResult<Atom> {
+    let addresses: Vec<SocketAddr> = addresses
+        .iter()
+        .filter_map(|(address, port)| ip(address).map(|ip| SocketAddr::new(ip, *port)))
+        .collect();
+    if let Some(node) = current() {
+        if addresses.is_empty() {
+            node.dial_failed(NeighbourId(neighbour));
+        } else {
+            node.dial(NeighbourId(neighbour), seq, addresses);
+        }
+    }
+    Ok(atoms::ok())
+}
