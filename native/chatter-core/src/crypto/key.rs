@@ -97,10 +97,10 @@ impl ClusterKey {
     }
 
     /// Stretches a cookie to a key: Argon2id (RFC 9106), version 0x13, 32 MiB, 3 passes, 1 lane, salt
-    /// `chatter/1 cluster key of cookie`. It takes about 100 ms of one core; call it once, at start.
+    /// `chatter/1 cluster key of cookie`. It takes 50 to 150 ms of one core; call it once, at start.
     ///
     /// The salt is fixed, for nodes share nothing but the cookie. A guessable cookie stays guessable:
-    /// each guess costs the same 32 MiB and 100 ms. A random key is better.
+    /// each guess costs the same memory and time. A random key is better.
     ///
     /// # Errors
     /// [`KeyError::EmptyCookie`], [`KeyError::CookieLength`].

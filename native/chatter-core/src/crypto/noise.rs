@@ -269,6 +269,78 @@ pub(super) mod tests {
         }
     }
 
+    /// Given a holder of the key who sends a point of low order, expect the answer to fail instead
+    /// of going out under a secret that anybody can compute.
+    #[test]
+    fn low_order_ephemeral_ends_the_handshake() {
+        let psk = [3; 32];
+        let mut attacker = Builder::with_resolver(PATTERN.parse().unwrap(), Box::new(LowOrder))
+            .psk(0, &psk)
+            .unwrap()
+            .build_initiator()
+            .unwrap();
+        let mut message = [0; NOISE_OVERHEAD];
+        attacker.write_message(&[], &mut message).unwrap();
+        assert_eq!(message[..32], [0; 32]);
+        let mut victim = responder(&psk, &[], &[4; 32]).unwrap();
+        victim.read_message(&message, &mut []).unwrap();
+        let refused = victim.write_message(&[], &mut [0; NOISE_OVERHEAD]);
+        assert!(matches!(refused, Err(Error::Dh)));
+    }
+
+    /// Claims a public key of zeros.
+    struct LowOrder;
+
+    impl CryptoResolver for LowOrder {
+        fn resolve_rng(&self) -> Option<Box<dyn Random>> {
+            Resolver { seed: Secret::default() }.resolve_rng()
+        }
+
+        fn resolve_dh(&self, _: &DHChoice) -> Option<Box<dyn Dh>> {
+            Some(Box::new(LowOrder))
+        }
+
+        fn resolve_hash(&self, choice: &HashChoice) -> Option<Box<dyn Hash>> {
+            Resolver { seed: Secret::default() }.resolve_hash(choice)
+        }
+
+        fn resolve_cipher(&self, choice: &CipherChoice) -> Option<Box<dyn Cipher>> {
+            Resolver { seed: Secret::default() }.resolve_cipher(choice)
+        }
+    }
+
+    impl Dh for LowOrder {
+        fn name(&self) -> &'static str {
+            "25519"
+        }
+
+        fn pub_len(&self) -> usize {
+            32
+        }
+
+        fn priv_len(&self) -> usize {
+            32
+        }
+
+        fn set(&mut self, _: &[u8]) {}
+
+        fn generate(&mut self, _: &mut dyn Random) -> Result<(), Error> {
+            Ok(())
+        }
+
+        fn pubkey(&self) -> &[u8] {
+            &[0; 32]
+        }
+
+        fn privkey(&self) -> &[u8] {
+            &[]
+        }
+
+        fn dh(&self, _: &[u8], _: &mut [u8]) -> Result<(), Error> {
+            Ok(())
+        }
+    }
+
     /// Given a source of one draw, expect the second to fail.
     #[test]
     fn randomness_is_drawn_once() {

@@ -157,9 +157,10 @@ impl Sealer {
 
     /// Appends a record of `head` and `plain`, one behind the other, to `out`.
     ///
-    /// Copies and then encrypts in place. Measured for 16 KiB in the cache, that is as fast as
-    /// encrypting out of place (`seal_into`) into space that must be zeroed first, and faster for
-    /// small records; see `speed` in tests/crypto_records.rs.
+    /// It copies and encrypts in place. Encrypting out of place would have to zero the space first,
+    /// which costs the same: 16 KiB in the cache take 0.93 us (17.6 GB/s) either way, 100 B take
+    /// 118 ns. [`Self::seal_into`] needs neither: 0.82 us (20 GB/s), and 0.90 instead of 1.38 us
+    /// when `plain` is not in the cache. Measured by `speed` in tests/crypto_records.rs.
     ///
     /// # Errors
     /// As [`Self::seal_in_place`].
