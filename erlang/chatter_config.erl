@@ -367,7 +367,7 @@ accept(Key, Value, Origin) ->
             refuse("~ts~ts~ts is refused: it must be ~ts", [Key, Shown, Origin, Expected])
     end.
 
-%% The bytes of the variable as the shell set them, whatever the locale of this VM.
+%% UTF-8 as the shell set it, whatever the locale of this VM.
 environment(Variable) ->
     case os:getenv(Variable) of
         false -> false;
@@ -390,7 +390,7 @@ flags() ->
         error -> []
     end.
 
-%% The VM itself drops the last of an odd number of words without a word.
+%% The VM itself drops the last of an odd number of words in silence.
 refuse_odd_flags(Flags) ->
     case [lists:last(Words) || Words <- Flags, length(Words) rem 2 =:= 1] of
         [] -> ok;
@@ -488,9 +488,9 @@ refuse_key_file(File, Why) ->
 
 -spec refuse(io:format(), [term()]) -> no_return().
 refuse(Format, Args) ->
-    throw({refused, lists:flatten(io_lib:format("chatter: " ++ Format, Args))}).
+    Line = lists:flatten(io_lib:format("chatter: " ++ Format, Args)),
+    throw({refused, [C || C <- Line, C >= $\s]}).
 
-%% On one line, and not without end.
 quote(V) ->
     Readable =
         case is_binary(V) andalso text(V) of
