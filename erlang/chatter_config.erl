@@ -69,8 +69,8 @@
 -spec load() -> {ok, config()} | {error, unicode:chardata()}.
 load() ->
     try
+        ok = lists:foreach(fun check_flags/1, flags()),
         ok = load_application(),
-        ok = refuse_odd_flags(flags()),
         case validate(application:get_all_env(chatter), fun environment/1) of
             {ok, Config} -> {ok, read_key_file(Config)};
             {error, _} = Error -> Error
@@ -266,8 +266,7 @@ neighbours([Item | Items], Known) ->
         error ->
             expected_neighbours("~ts is none of these", [quote(Item)])
     end;
-neighbours([], Known) ->
-    {ok, lists:reverse(Known)}.
+neighbours([], Known) -> {ok, lists:reverse(Known)}.
 
 expected_neighbours(Format, Args) ->
     Forms = "a list of 'name@host', {Host, Port} or {'name@host', Metric}, each once; ",
@@ -380,7 +379,6 @@ load_application() ->
         {error, {already_loaded, chatter}} -> ok;
         {error, {"no such file or directory", "chatter.app"}} ->
             refuse("chatter.app is not found: add the ebin directory of chatter with -pa", []);
-        {error, {bad_environment_value, Text}} -> refuse_flag(Text);
         {error, Reason} -> refuse("chatter.app cannot be loaded: ~ts", [quote(Reason)])
     end.
 
@@ -390,29 +388,31 @@ flags() ->
         error -> []
     end.
 
-%% The VM itself drops the last of an odd number of words in silence.
-refuse_odd_flags(Flags) ->
-    case [lists:last(Words) || Words <- Flags, length(Words) rem 2 =:= 1] of
-        [] -> ok;
-        [Last | _] ->
-            case lists:member(Last, [atom_to_list(Key) || Key <- keys()]) of
-                true -> refuse("~ts has no value on the command line", [Last]);
-                false -> refuse("the words after -chatter are not pairs of key and value", [])
-            end
+%% Before the application controller sees the words after one -chatter: it drops the last of an
+%% odd number in silence, and logs a text that is not a term, which may be the secret.
+check_flags([Key, Value | Words]) ->
+    case is_term(Key) andalso is_term(Value) of
+        true ->
+            check_flags(Words);
+        false ->
+            Where = [["the value of ", Key] || is_known(Key)] ++ ["a word after -chatter"],
+            refuse("~ts is not an Erlang term: write text as '\"text\"'", [hd(Where)])
+    end;
+check_flags([Last]) ->
+    case is_known(Last) of
+        true -> refuse("~ts has no value on the command line", [Last]);
+        false -> refuse("the words after -chatter are not pairs of key and value", [])
+    end;
+check_flags([]) ->
+    ok.
+
+is_term(Text) ->
+    case erl_scan:string(Text) of
+        {ok, Tokens, _} -> element(1, erl_parse:parse_term(Tokens ++ [{dot, 1}])) =:= ok;
+        _ -> false
     end.
 
-%% Names the key, not the text: it may be the secret.
--spec refuse_flag(string()) -> no_return().
-refuse_flag(Text) ->
-    Where = [["the value of ", Key] || Key <- keys_of_flag(Text)] ++ ["a key"],
-    Forms = "~ts on the command line is not an Erlang term: write text as '\"text\"'",
-    refuse(Forms, [hd(Where)]).
-
-keys_of_flag(Text) ->
-    [Key || Words <- flags(), {Key, Value} <- pairs(Words), Value =:= Text].
-
-pairs([Key, Value | Words]) -> [{Key, Value} | pairs(Words)];
-pairs(_) -> [].
+is_known(Word) -> lists:member(Word, [atom_to_list(Key) || Key <- keys()]).
 
 read_key_file(#{key_file := undefined} = Config) ->
     Config;

@@ -505,11 +505,12 @@ variables_in_a_vm(_) ->
 
 %% Given a flag that is not an Erlang term, the line names the key and tells how to write it.
 flag_that_is_no_term(_) ->
-    How = " on the command line is not an Erlang term: write text as '\"text\"'",
-    ?assertEqual(
-        "chatter: the value of my_addr" ++ How, load_in_vm(["-chatter", "my_addr", "10.0.0.1"], [])
-    ),
-    ?assertEqual("chatter: a key" ++ How, load_in_vm(["-chatter", "1a", "5"], [])).
+    How = " is not an Erlang term: write text as '\"text\"'",
+    Line = fun(Flags) -> load_in_vm(["-chatter" | Flags], []) end,
+    ?assertEqual("chatter: the value of my_addr" ++ How, Line(["my_addr", "10.0.0.1"])),
+    ?assertEqual("chatter: the value of key" ++ How, Line(["key", "0 " ?SECRET])),
+    ?assertEqual("chatter: the value of my_addr" ++ How, Line(["my_addr", "\"10.0.0.1"])),
+    ?assertEqual("chatter: a word after -chatter" ++ How, Line(["1a", "5"])).
 
 %% Given a flag whose value was forgotten, which the VM would drop in silence, it is refused.
 flag_without_value(_) ->
@@ -649,6 +650,8 @@ run(Flags, Env) ->
         exit_status, stderr_to_stdout, binary
     ]),
     Output = collect(Port, <<>>),
+    %% The line is all that is said: no report beside it, and no secret.
+    ?assertEqual({Output, nomatch}, {Output, re:run(Output, "REPORT|s3cret")}),
     case re:run(Output, "<<([A-Za-z0-9+/=]+)>>", [{capture, all_but_first, binary}]) of
         {match, [Encoded]} -> binary_to_term(base64:decode(Encoded));
         nomatch -> ct:fail({no_result, Output})
