@@ -1,0 +1,164 @@
+%% SPDX-License-Identifier: Apache-2.0
+%% @doc The two processes that carry the data of one distribution connection.
+%%
+%% The controller fetches frames from the VM and puts them into the channel, as many as there are in
+%% one call. When the channel is full it does not fetch: then the VM's own queue fills and its limit
+%% (`+zdbbl') suspends the senders. The input process takes frames from the channel, hands each to the
+%% VM and grants the credit back. One sends and the other receives, so a full channel in one direction
+%% cannot stop the other.
+%%
+%% Both are linked to each other and, through the controller, to the supervisor of the connection.
+%% The exit reason of the controller is what `nodedown' reports; it is never `normal'.
+-module(chatter_dist_ctrl).
+
+-export([start_link/1, start_data/3, drain_all/0]).
+
+%% Spawned.
+-export([controller/2, input/3]).
+
+%% Frames, and bytes in them, of one call into the channel: enough to be worth a system call, few
+%% enough that the call takes far less than a millisecond.
+-define(BATCH_FRAMES, 256).
+-define(BATCH_BYTES, 131072).
+
+%% How long a controller may take to hand over what the VM has queued when the node stops.
+-define(DRAIN_MS, 1000).
+
+-define(SPAWN_OPTS, [link, {priority, high}, {message_queue_data, off_heap},
+                     {min_heap_size, 4096}, {fullsweep_after, 20}]).
+
+%% @doc Starts the controller of a channel, linked to the caller, the connection's supervisor.
+-spec start_link(chatter_nif:channel()) -> pid().
+start_link(Channel) ->
+    spawn_opt(?MODULE, controller, [self(), Channel], ?SPAWN_OPTS).
+
+%% @doc The handshake is over: data may flow. Called by the supervisor.
+-spec start_data(pid(), node(), erlang:dist_handle()) -> ok.
+start_data(Ctrl, Node, DHandle) ->
+    Ref = make_ref(),
+    Ctrl ! {start, self(), Ref, Node, DHandle},
+    receive {Ref, started} -> ok end.
+
+%% @doc Has all controllers hand over what the VM has queued, before the node stops.
+-spec drain_all() -> ok.
+drain_all() ->
+    Ctrls = [Ctrl || {_Node, Ctrl} <- erlang:system_info(dist_ctrl), is_pid(Ctrl)],
+    Refs = [begin
+                Ref = erlang:monitor(process, Ctrl),
+                Ctrl ! {drain, self(), Ref},
+                Ref
+            end || Ctrl <- Ctrls],
+    Until = erlang:monotonic_time(millisecond) + ?DRAIN_MS,
+    lists:foreach(fun(Ref) -> await_drained(Ref, Until) end, Refs).
+
+await_drained(Ref, Until) ->
+    Left = max(0, Until - erlang:monotonic_time(millisecond)),
+    receive
+        {Ref, drained} -> erlang:demonitor(Ref, [flush]);
+        {'DOWN', Ref, process, _, _} -> true
+    after Left ->
+        erlang:demonitor(Ref, [flush])
+    end.
+
+%% @private
+-spec controller(pid(), chatter_nif:channel()) -> no_return().
+controller(Supervisor, Channel) ->
+    receive
+        {start, Supervisor, Ref, _Node, DHandle} ->
+            Input = spawn_opt(?MODULE, input, [self(), Channel, DHandle], ?SPAWN_OPTS),
+            ok = erlang:dist_ctrl_input_handler(DHandle, Input),
+            _ = erlang:dist_ctrl_set_opt(DHandle, get_size, true),
+            Input ! {self(), go},
+            Supervisor ! {Ref, started},
+            fetch(DHandle, Channel)
+    end.
+
+%% Nothing is known to be queued, or more than a batch was.
+fetch(DHandle, Channel) ->
+    case get_frames(DHandle, 0, 0, []) of
+        {_, []} ->
+            ok = erlang:dist_ctrl_get_data_notification(DHandle),
+            wait(DHandle, Channel);
+        {More, Frames} ->
+            case chatter_nif:send(Channel, Frames) of
+                ok when More -> fetch(DHandle, Channel);
+                ok ->
+                    ok = erlang:dist_ctrl_get_data_notification(DHandle),
+                    wait(DHandle, Channel);
+                full -> wait_writable(DHandle, Channel);
+                closed -> exit(connection_closed)
+            end
+    end.
+
+wait(DHandle, Channel) ->
+    receive
+        dist_data -> fetch(DHandle, Channel);
+        chatter_writable -> wait(DHandle, Channel);
+        {send, From, Ref, IoData} ->
+            raw(Channel, From, Ref, IoData),
+            wait(DHandle, Channel);
+        {drain, From, Ref} ->
+            drain(DHandle, Channel),
+            From ! {Ref, drained},
+            wait(DHandle, Channel)
+    end.
+
+%% The channel is full: fetching less is the back-pressure.
+wait_writable(DHandle, Channel) ->
+    receive
+        chatter_writable -> fetch(DHandle, Channel);
+        {send, From, Ref, IoData} ->
+            raw(Channel, From, Ref, IoData),
+            wait_writable(DHandle, Channel)
+    end.
+
+%% One raw frame, as OTP's own suites ask of a controller.
+raw(Channel, From, Ref, IoData) ->
+    _ = chatter_nif:send(Channel, [[iolist_to_binary(IoData)]]),
+    From ! {Ref, ok}.
+
+%% The node stops: no notification is asked for, and full counts for nothing.
+drain(DHandle, Channel) ->
+    case get_frames(DHandle, 0, 0, []) of
+        {_, []} -> ok;
+        {_, Frames} ->
+            _ = chatter_nif:send(Channel, Frames),
+            drain(DHandle, Channel)
+    end.
+
+%% Up to a batch of frames, the newest first, and whether there may be more.
+get_frames(_DHandle, Count, Bytes, Frames) when Count >= ?BATCH_FRAMES; Bytes >= ?BATCH_BYTES ->
+    {true, Frames};
+get_frames(DHandle, Count, Bytes, Frames) ->
+    case erlang:dist_ctrl_get_data(DHandle) of
+        {Size, Frame} -> get_frames(DHandle, Count + 1, Bytes + Size, [Frame | Frames]);
+        none -> {false, Frames}
+    end.
+
+%% @private
+-spec input(pid(), chatter_nif:channel(), erlang:dist_handle()) -> no_return().
+input(Ctrl, Channel, DHandle) ->
+    receive {Ctrl, go} -> ok end,
+    {Frames, Cost, State} = chatter_nif:input(Channel),
+    put_frames(DHandle, Frames),
+    ok = chatter_nif:grant(Channel, Cost),
+    case State of
+        open -> input_loop(Channel, DHandle);
+        Reason -> exit(Reason)
+    end.
+
+input_loop(Channel, DHandle) ->
+    receive
+        {chatter_in, Frames, Cost} ->
+            put_frames(DHandle, Frames),
+            ok = chatter_nif:grant(Channel, Cost),
+            input_loop(Channel, DHandle);
+        {chatter_closed, Reason} ->
+            exit(Reason)
+    end.
+
+put_frames(DHandle, [Frame | Frames]) ->
+    ok = erlang:dist_ctrl_put_data(DHandle, Frame),
+    put_frames(DHandle, Frames);
+put_frames(_DHandle, []) ->
+    ok.

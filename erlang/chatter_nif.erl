@@ -1,0 +1,175 @@
+%% SPDX-License-Identifier: Apache-2.0
+%% @doc The native node: typed stubs of every function of the library `chatter_nif'.
+%%
+%% There is no `-on_load': in a release, distribution starts before such handlers run. `load/0' is
+%% called explicitly by whoever comes first, any number of times.
+%%
+%% Never purge this module while a node runs: the library's threads would run in unmapped memory. A
+%% hot upgrade of this module is not supported; it is kept small so that none is needed.
+-module(chatter_nif).
+
+-export([load/0]).
+-export([channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1, drain/1, grant/2,
+         handshake/2, info/1, input/1, is_reachable/1, links/1, neighbours/0, node_start/1,
+         node_stop/1, nodes/0, open/1, peer/1, route/1, send/2, set_acceptor/1, set_log_level/1,
+         set_owner/0, stat/1, take/1, topology/1]).
+
+-nifs([channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1, drain/1, grant/2,
+       handshake/2, info/1, input/1, is_reachable/1, links/1, neighbours/0, node_start/1,
+       node_stop/1, nodes/0, open/1, peer/1, route/1, send/2, set_acceptor/1, set_log_level/1,
+       set_owner/0, stat/1, take/1, topology/1]).
+
+-export_type([channel/0, cost/0, frames/0, spec/0]).
+
+-type channel() :: reference().
+%% A channel in the hands of Erlang. It ends with the processes that hold it.
+
+-type cost() :: non_neg_integer().
+%% Credit that frames use up, in bytes; to be granted back once the VM has taken them.
+
+-type frames() :: [[binary()]].
+%% Frames of the VM, each as `dist_ctrl_get_data/1' gives it, the newest first.
+
+-type spec() :: {name, unicode:chardata()} | {address, unicode:chardata(), inet:port_number()}.
+%% A neighbour.
+
+-define(NOT_LOADED, erlang:nif_error({nif_not_loaded, ?MODULE})).
+
+%% @doc Loads the library. Does nothing if it is loaded; the error is one line.
+-spec load() -> ok | {error, string()}.
+load() ->
+    Path = filename:join(priv_dir(), "libchatter_nif"),
+    case erlang:load_nif(Path, 0) of
+        ok -> ok;
+        {error, {reload, _}} -> ok;
+        {error, {Reason, Text}} ->
+            {error, lists:flatten(io_lib:format(
+                "the native library cannot be loaded (~s): ~s. Build it with 'make' or "
+                "'rebar3 compile'", [Reason, one_line(Text)]))}
+    end.
+
+priv_dir() ->
+    case code:priv_dir(chatter) of
+        {error, bad_name} ->
+            filename:join(filename:dirname(filename:dirname(code:which(?MODULE))), "priv");
+        Dir -> Dir
+    end.
+
+one_line(Text) ->
+    lists:map(fun($\n) -> $\s; (C) -> C end, lists:flatten(Text)).
+
+%% @doc Figures of the channels to a node.
+-spec channels(binary()) -> [map()].
+channels(_Name) -> ?NOT_LOADED.
+
+%% @doc Closes a channel from this end.
+-spec close(channel()) -> ok.
+close(_Channel) -> ?NOT_LOADED.
+
+%% @doc Asks for a link. Metric 0 means by round trip time.
+-spec connect(spec(), non_neg_integer(), boolean()) -> ok | {error, not_started | busy}.
+connect(_Spec, _Metric, _Persistent) -> ?NOT_LOADED.
+
+%% @doc Names the process that fetches from the VM; the channel ends with it. It gets
+%% `chatter_writable' when a channel that was full takes frames again.
+-spec controller(channel(), pid()) -> ok.
+controller(_Channel, _Pid) -> ?NOT_LOADED.
+
+%% @doc The addresses (4 or 16 bytes each) that a neighbour was resolved to; none: it could not be.
+-spec dial(non_neg_integer(), non_neg_integer(), [{binary(), inet:port_number()}]) -> ok.
+dial(_Neighbour, _Seq, _Addresses) -> ?NOT_LOADED.
+
+%% @doc Forgets a neighbour and closes its link.
+-spec disconnect(spec()) -> ok | {error, not_started | busy}.
+disconnect(_Spec) -> ?NOT_LOADED.
+
+%% @doc Waits, at most so many ms, until what is queued has been written and acknowledged.
+-spec drain(non_neg_integer()) -> ok.
+drain(_Ms) -> ?NOT_LOADED.
+
+%% @doc The VM has taken frames of this cost.
+-spec grant(channel(), cost()) -> ok.
+grant(_Channel, _Cost) -> ?NOT_LOADED.
+
+%% @doc Sends one message of the distribution handshake.
+-spec handshake(channel(), binary()) -> ok | full | closed.
+handshake(_Channel, _Message) -> ?NOT_LOADED.
+
+%% @doc Asks for figures of the node: `{Ref, Map}' comes as a message if the result is `true'.
+-spec info(reference()) -> boolean().
+info(_Ref) -> ?NOT_LOADED.
+
+%% @doc The caller takes frames from now on: `{chatter_in, Frames, Cost}', at last
+%% `{chatter_closed, Reason}'. Returns what has come before, and the reason if it is over already.
+-spec input(channel()) -> {[binary()], cost(), open | atom()}.
+input(_Channel) -> ?NOT_LOADED.
+
+%% @doc Whether there is a route to a node of that name.
+-spec is_reachable(binary()) -> boolean().
+is_reachable(_Name) -> ?NOT_LOADED.
+
+%% @doc Asks for the links: `{Ref, [Map]}' comes as a message if the result is `true'.
+-spec links(reference()) -> boolean().
+links(_Ref) -> ?NOT_LOADED.
+
+%% @doc Names of the nodes at the other ends of live links.
+-spec neighbours() -> [binary()].
+neighbours() -> ?NOT_LOADED.
+
+%% @doc Starts the node; takes a tenth of a second if the key comes from a cookie. Events go to the
+%% caller: `{chatter_event, Event}', `{chatter_log, Level, Line}'.
+-spec node_start(map()) ->
+          {ok, [{port, inet:port_number() | none} | {id, binary()}]}
+        | {error, binary() | already_started}.
+node_start(_Config) -> ?NOT_LOADED.
+
+%% @doc Stops the node; queued data has so many ms to leave.
+-spec node_stop(non_neg_integer()) -> ok.
+node_stop(_DrainMs) -> ?NOT_LOADED.
+
+%% @doc Names of all reachable nodes.
+-spec nodes() -> [binary()].
+nodes() -> ?NOT_LOADED.
+
+%% @doc Asks a node for a channel. The caller gets `{chatter, Index, opened}',
+%% `{chatter, Index, {handshake, Message, Cost}}', `{chatter, Index, {closed, Reason}}'.
+-spec open(binary()) -> {ok, channel(), pos_integer()} | {error, no_route | not_started}.
+open(_Name) -> ?NOT_LOADED.
+
+%% @doc The name of the node at the other end of a channel; empty if it has none yet.
+-spec peer(channel()) -> binary().
+peer(_Channel) -> ?NOT_LOADED.
+
+%% @doc The hops to a node, that node last; empty if there is no route.
+-spec route(binary()) -> [binary()].
+route(_Name) -> ?NOT_LOADED.
+
+%% @doc Sends frames. After `full' wait for `chatter_writable'.
+-spec send(channel(), frames()) -> ok | full | closed.
+send(_Channel, _Frames) -> ?NOT_LOADED.
+
+%% @doc Names the process that gets channels which others open:
+%% `{chatter_accept, Channel, Index, PeerName}'.
+-spec set_acceptor(pid()) -> ok.
+set_acceptor(_Pid) -> ?NOT_LOADED.
+
+%% @doc From which level on the native side logs.
+-spec set_log_level(logger:level() | none) -> ok.
+set_log_level(_Level) -> ?NOT_LOADED.
+
+%% @doc Events and log lines go to the caller from now on. Whether a node runs.
+-spec set_owner() -> boolean().
+set_owner() -> ?NOT_LOADED.
+
+%% @doc Received, sent, pending: for `mf_getstat'. The first grows while the other node is alive.
+-spec stat(channel()) -> {non_neg_integer(), non_neg_integer(), non_neg_integer()}.
+stat(_Channel) -> ?NOT_LOADED.
+
+%% @doc The caller takes over the handshake of a channel that another node opened.
+-spec take(channel()) -> {ok, [{binary(), cost()}]} | {error, atom()}.
+take(_Channel) -> ?NOT_LOADED.
+
+%% @doc Asks for the network: `{Ref, {[{Id, Name}], [{Id, Id, Metric}]}}' comes as a message if the
+%% result is `true'.
+-spec topology(reference()) -> boolean().
+topology(_Ref) -> ?NOT_LOADED.

@@ -1,0 +1,325 @@
+%% SPDX-License-Identifier: Apache-2.0
+%% @doc Owns the native node: starts and stops it, resolves the neighbours that it wants to dial, hands
+%% its log lines to `logger'. The data of connections does not pass here.
+%%
+%% A crash of this process harms no link and no connection: its successor finds the native node
+%% running and takes over.
+-module(chatter_node).
+-behaviour(gen_server).
+
+-export([start_link/0, start/2, stop/0, links/0, dial/1, await/2, claims/3, peer_address/1]).
+-export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
+
+-record(state, {
+    config :: chatter_config:config() | undefined,
+    %% Who waits for a route to which node.
+    waiting = [] :: [{node(), gen_server:from(), reference()}],
+    monitors = #{} :: #{reference() => {non_neg_integer(), non_neg_integer(), binary()}}
+}).
+
+%% Where `links/0' and `claims/3' find what they need without asking the process.
+-define(CONFIG, {chatter, config}).
+
+%% How long claims/3 may take to ask the registry of a host, in a node with several carriers.
+-define(CLAIM_MS, 300).
+
+%% @doc Starts the process. A configuration that is refused, or a native library that cannot be
+%% loaded, ends the boot of a node with one line; later it is an error of `net_kernel:start/2'.
+-spec start_link() -> {ok, pid()} | {error, term()} | ignore.
+start_link() ->
+    gen_server:start_link({local, ?MODULE}, ?MODULE, [], []).
+
+%% @doc Starts the native node under a full name ("" for none yet); the port it listens on, 0 if it
+%% does not. One that runs already under another name is stopped first.
+-spec start(string(), boolean()) -> {ok, inet:port_number()} | {error, string()}.
+start(FullName, Listen) ->
+    gen_server:call(?MODULE, {start, FullName, Listen}, infinity).
+
+%% @doc Stops the native node, after a moment for queued data to leave.
+-spec stop() -> ok.
+stop() ->
+    gen_server:call(?MODULE, stop, infinity).
+
+%% @doc The configuration key `links'.
+-spec links() -> auto | static.
+links() ->
+    maps:get(links, persistent_term:get(?CONFIG, #{}), auto).
+
+%% @doc Has a link to a node dialled, once.
+-spec dial(node()) -> ok | {error, not_started | busy}.
+dial(Node) ->
+    chatter_nif:connect({name, atom_to_binary(Node)}, 0, false).
+
+%% @doc Waits until there is a route to a node.
+-spec await(node(), timeout()) -> ok | {error, unreachable}.
+await(Node, Timeout) ->
+    gen_server:call(?MODULE, {await, Node, Timeout}, infinity).
+
+%% @doc Whether Chatter is the carrier for a node: the answer of `chatter_dist:select/1'. If Chatter is
+%% the only carrier it is for all; else for those that the network knows, that are configured as
+%% neighbours, or that the registry of their host knows as nodes of Chatter.
+-spec claims(node(), string(), string()) -> boolean().
+claims(Node, Name, Host) ->
+    only_carrier()
+        orelse chatter_nif:is_reachable(atom_to_binary(Node))
+        orelse is_neighbour(Node)
+        orelse (links() =:= auto andalso is_registered(Name, Host)).
+
+only_carrier() ->
+    case init:get_argument(proto_dist) of
+        {ok, [Protos]} -> length(Protos) =< 1;
+        _ -> true
+    end.
+
+is_neighbour(Node) ->
+    Neighbours = maps:get(neighbours, persistent_term:get(?CONFIG, #{}), []),
+    lists:any(fun(#{spec := Spec}) -> Spec =:= {name, Node} end, Neighbours).
+
+%% net_kernel is waiting: a registry that does not answer at once does not know.
+is_registered(Name, Host) ->
+    case net_kernel:epmd_module() of
+        chatter_epmd ->
+            {Pid, Ref} = spawn_monitor(fun() -> exit({found, chatter_port(Name, Host)}) end),
+            receive
+                {'DOWN', Ref, process, Pid, {found, {ok, _}}} -> true;
+                {'DOWN', Ref, process, Pid, _} -> false
+            after ?CLAIM_MS ->
+                erlang:demonitor(Ref, [flush]),
+                exit(Pid, kill),
+                false
+            end;
+        _ -> false
+    end.
+
+%% @doc The address of the link that leads to a node, as far as it is known.
+-spec peer_address(node()) -> {inet:ip_address(), inet:port_number()}.
+peer_address(_Node) ->
+    {{0, 0, 0, 0}, 0}.
+
+%% ===== gen_server =====
+
+%% @private
+init([]) ->
+    case prepare() of
+        {ok, Config} ->
+            ok = chatter_nif:set_log_level(maps:get(log_level, Config)),
+            %% After a crash the native node still runs, and events wait for a taker.
+            _ = chatter_nif:set_owner(),
+            {ok, #state{config = Config}};
+        {error, Line} ->
+            refuse(Line)
+    end.
+
+prepare() ->
+    case chatter_config:load() of
+        {ok, Config} ->
+            case chatter_nif:load() of
+                ok ->
+                    Public = maps:with([links, neighbours, drain_ms], Config),
+                    persistent_term:put(?CONFIG, Public),
+                    {ok, Config};
+                {error, Line} -> {error, "chatter: " ++ Line}
+            end;
+        {error, Line} -> {error, Line}
+    end.
+
+%% A node that boots says why it cannot and stops. `logger' and `user' are not there yet.
+refuse(Line) ->
+    case init:get_status() of
+        {starting, _} -> fatal(Line);
+        _ -> {stop, {shutdown, unicode:characters_to_list(Line)}}
+    end.
+
+-spec fatal(unicode:chardata()) -> no_return().
+fatal(Line) ->
+    Port = open_port({fd, 0, 2}, [out]),
+    true = port_command(Port, unicode:characters_to_binary([Line, $\n])),
+    halt(1, [{flush, true}]).
+
+%% @private
+handle_call({start, FullName, Listen}, _From, State) ->
+    _ = chatter_nif:node_stop(0),
+    case chatter_nif:node_start(native_config(FullName, Listen, State#state.config)) of
+        {ok, Props} ->
+            ok = connect_neighbours(State#state.config),
+            Port = proplists:get_value(port, Props),
+            {reply, {ok, if is_integer(Port) -> Port; true -> 0 end}, State};
+        {error, Line} ->
+            Text = "chatter: " ++ unicode:characters_to_list(Line),
+            case init:get_status() of
+                {starting, _} -> fatal(Text);
+                _ -> {reply, {error, Text}, State}
+            end
+    end;
+handle_call(stop, _From, State) ->
+    ok = chatter_nif:node_stop(maps:get(drain_ms, State#state.config)),
+    {reply, ok, State};
+handle_call({await, Node, Timeout}, From, State) ->
+    case chatter_nif:is_reachable(atom_to_binary(Node)) of
+        true -> {reply, ok, State};
+        false ->
+            Timer = erlang:start_timer(Timeout, self(), {await, From}),
+            {noreply, State#state{waiting = [{Node, From, Timer} | State#state.waiting]}}
+    end.
+
+%% @private
+handle_cast(_, State) ->
+    {noreply, State}.
+
+%% @private
+handle_info({chatter_event, Event}, State) ->
+    {noreply, handle_event(Event, State)};
+handle_info({chatter_log, Level, Line}, State) ->
+    logger:log(Level, "chatter: ~ts", [Line], #{domain => [chatter]}),
+    {noreply, State};
+handle_info({timeout, Timer, {await, From}}, State) ->
+    case lists:keytake(Timer, 3, State#state.waiting) of
+        {value, _, Waiting} ->
+            gen_server:reply(From, {error, unreachable}),
+            {noreply, State#state{waiting = Waiting}};
+        false -> {noreply, State}
+    end;
+handle_info({'DOWN', Ref, process, _, Reason}, State) ->
+    case maps:take(Ref, State#state.monitors) of
+        {{Id, Seq, Spec}, Monitors} ->
+            {noreply, resolved(Id, Seq, Spec, Reason, State#state{monitors = Monitors})};
+        error -> {noreply, State}
+    end;
+handle_info(_, State) ->
+    {noreply, State}.
+
+%% @private
+terminate(shutdown, #state{config = Config}) ->
+    %% Distribution stops; net_kernel has closed, or never listened.
+    chatter_nif:node_stop(maps:get(drain_ms, Config));
+terminate(_, _) ->
+    ok.
+
+%% ===== events =====
+
+handle_event({dial, Id, Spec, Seq}, State) ->
+    {_, Ref} = spawn_monitor(fun() -> exit({addresses, resolve(Spec)}) end),
+    State#state{monitors = (State#state.monitors)#{Ref => {Id, Seq, Spec}}};
+handle_event({node_up, Name}, State) ->
+    {Up, Waiting} = lists:partition(fun({Node, _, _}) -> atom_to_binary(Node) =:= Name end,
+                                    State#state.waiting),
+    lists:foreach(fun({_, From, Timer}) ->
+                          _ = erlang:cancel_timer(Timer),
+                          gen_server:reply(From, ok)
+                  end, Up),
+    State#state{waiting = Waiting};
+handle_event({node_lost, Name}, State) ->
+    %% A connected node has lost its last route: before it is given up, a link of our own is tried.
+    case links() of
+        auto -> _ = chatter_nif:connect({name, Name}, 0, false), State;
+        static -> State
+    end;
+handle_event({name_clash, Name}, State) ->
+    logger:error("chatter: another node has the name ~ts: give one of them another name", [Name]),
+    State;
+handle_event(_, State) ->
+    State.
+
+resolved(Id, Seq, Spec, {addresses, []}, State) ->
+    ok = chatter_nif:dial(Id, Seq, []),
+    fail_waiting(Spec, State);
+resolved(Id, Seq, _Spec, {addresses, Addresses}, State) ->
+    ok = chatter_nif:dial(Id, Seq, Addresses),
+    State;
+resolved(Id, Seq, Spec, _Crash, State) ->
+    resolved(Id, Seq, Spec, {addresses, []}, State).
+
+%% Nobody knows the node: who waits for it need not wait longer.
+fail_waiting({name, Name}, State) ->
+    {Failed, Waiting} = lists:partition(fun({Node, _, _}) -> atom_to_binary(Node) =:= Name end,
+                                        State#state.waiting),
+    lists:foreach(fun({_, From, Timer}) ->
+                          _ = erlang:cancel_timer(Timer),
+                          gen_server:reply(From, {error, unreachable})
+                  end, Failed),
+    State#state{waiting = Waiting};
+fail_waiting(_, State) ->
+    State.
+
+%% ===== names to addresses; in a process of its own =====
+
+resolve({address, Host, Port}) ->
+    [{Ip, Port} || Ip <- host_addresses(binary_to_list(Host))];
+resolve({name, FullName}) ->
+    case string:split(binary_to_list(FullName), "@") of
+        [Name, Host] ->
+            case chatter_port(Name, Host) of
+                {ok, Port} -> [{Ip, Port} || Ip <- host_addresses(Host)];
+                {error, _} -> []
+            end;
+        _ -> []
+    end.
+
+host_addresses(Host) ->
+    lists:append([case inet:getaddrs(Host, Family) of
+                      {ok, Addresses} -> [ip_bytes(A) || A <- Addresses];
+                      {error, _} -> []
+                  end || Family <- [inet, inet6]]).
+
+ip_bytes({A, B, C, D}) -> <<A, B, C, D>>;
+ip_bytes(Address) -> << <<Word:16>> || Word <- tuple_to_list(Address) >>.
+
+%% The port on which a node takes links, from the registry of its host.
+chatter_port(Name, Host) ->
+    case net_kernel:epmd_module() of
+        chatter_epmd ->
+            case chatter_epmd:lookup(Name, Host) of
+                {ok, #{chatter_port := Port}} -> {ok, Port};
+                {ok, _} -> {error, other_carrier};
+                {error, _} = Error -> Error
+            end;
+        Epmd ->
+            case Epmd:port_please(Name, Host) of
+                {port, Port, _} -> {ok, Port};
+                Other -> {error, Other}
+            end
+    end.
+
+connect_neighbours(#{neighbours := Neighbours}) ->
+    lists:foreach(fun(#{spec := Spec, metric := Metric}) ->
+                          ok = chatter_nif:connect(native_spec(Spec), native_metric(Metric), true)
+                  end, Neighbours).
+
+native_metric(default) -> 0;
+native_metric(Metric) -> Metric.
+
+native_spec({name, Node}) -> {name, atom_to_binary(Node)};
+native_spec({address, Host, Port}) when is_tuple(Host) ->
+    {address, list_to_binary(inet:ntoa(Host)), Port};
+native_spec({address, Host, Port}) ->
+    {address, unicode:characters_to_binary(Host), Port}.
+
+%% ===== what the native side takes =====
+
+native_config(FullName, Listen, Config) ->
+    Keys = [encryption, hello_ms, hold_ms, unreachable_ms, lsp_refresh_s, channel_window, max_frame,
+            max_channels, relay_queue, link_queue, max_half_open, max_links, max_nodes,
+            handshake_timeout_ms, reconnect_min_ms, reconnect_max_ms, workers],
+    (maps:with(Keys, Config))#{
+        name => unicode:characters_to_binary(FullName),
+        my_addr => native_address(maps:get(my_addr, Config)),
+        my_port => native_port(Listen, maps:get(my_port, Config)),
+        advertise => native_advertise(maps:get(advertise, Config)),
+        key => native_key(maps:get(key, Config))}.
+
+native_address(any) -> <<>>;
+native_address(Address) -> ip_bytes(Address).
+
+native_port(false, _) -> none;
+native_port(true, auto) -> {from, 29999};
+native_port(true, Port) -> {fixed, Port}.
+
+native_advertise(auto) -> [];
+native_advertise(Hosts) ->
+    lists:append([case is_tuple(H) of
+                      true -> [ip_bytes(H)];
+                      false -> host_addresses(H)
+                  end || H <- Hosts]).
+
+native_key(undefined) -> {cookie, atom_to_binary(auth:get_cookie())};
+native_key(Key) -> {key, Key}.
