@@ -24,7 +24,7 @@
 -export([call/4, call/5, node_name/1, os_pid/1, kill9/1, freeze/1, thaw/1]).
 -export([await_routes/2, wait_until/2]).
 -export([node_args/2, node_env/1, run_node/2, run_node/3, run/4]).
--export([open/3, close/1, await_output/3]).
+-export([open/3, close/1, await_output/3, await_exit/2]).
 -export([root/0, ebin/0, native_lib/0, epmd_port/0, cookie/0, free_port/0]).
 
 -export_type([peer/0, opts/0, run_opts/0, program/0]).
@@ -34,7 +34,8 @@
 -type neighbour() :: atom() | peer() | {atom() | inet:hostname(), pos_integer()}.
 
 %% carrier     chatter (the default); stock: inet_tcp with a stock epmd;
-%%             both: `-proto_dist inet_tcp chatter` in one node
+%%             both: `-proto_dist inet_tcp chatter` in one node;
+%%             release: Chatter, by flags that the release brings along in its vm.args
 %% neighbours  peers, short names given to start/2, full names, or tuples as in the
 %%             configuration; no key is set when absent
 %% links       static | auto; not set when absent
@@ -42,15 +43,15 @@
 %% args, env   further arguments and environment variables, after all others
 %% hidden      true adds -hidden
 %% longnames   true: -name with the host part 127.0.0.1
-%% named       false: the flag for the name is left out (for -sname undefined and so on)
 %% await       line, star and mesh only: false returns before the routes are there
 %% exec        the program and its first arguments, in place of erl
 %% cookie      in place of that of the cluster
--type opts() :: #{carrier => chatter | stock | both, neighbours => [neighbour()],
+%% ebin        a directory of Chatter's modules in place of ebin/0
+-type opts() :: #{carrier => chatter | stock | both | release, neighbours => [neighbour()],
                   links => static | auto, chatter => [{atom(), term()}], args => [string()],
                   env => [{string(), string() | false}], hidden => boolean(),
                   longnames => boolean(), await => boolean(), cookie => string(),
-                  exec => file:name() | {file:name(), [string()]}}.
+                  exec => file:name() | {file:name(), [string()]}, ebin => file:name()}.
 
 -type run_opts() :: #{cd => file:name(), env => [{string(), string() | false}]}.
 
@@ -282,6 +283,16 @@ await_output(#{reader := Reader}, Pattern, TimeoutMs) ->
                        end
                end, TimeoutMs).
 
+%% Waits until the program ends by itself; returns its exit code and all output.
+-spec await_exit(program(), pos_integer()) -> {non_neg_integer(), binary()}.
+await_exit(#{reader := Reader}, TimeoutMs) ->
+    wait_until(fun() ->
+                       case ask(Reader, output) of
+                           {ok, {{exit_status, Code}, Output}} -> {ok, {Code, Output}};
+                           Other -> {still, Other}
+                       end
+               end, TimeoutMs).
+
 %% Ends the program (SIGTERM, then SIGKILL).
 -spec close(program()) -> ok.
 close(#{reader := Reader}) ->
@@ -353,14 +364,19 @@ flags(Opts) ->
 
 carrier_flags(stock, _) ->
     ["-start_epmd", "false"];
+carrier_flags(release, Opts) ->
+    configuration_flags(Opts);
 carrier_flags(Carrier, Opts) ->
     Protocols = case Carrier of chatter -> ["chatter"]; both -> ["inet_tcp", "chatter"] end,
-    ["-pa", ebin(), "-proto_dist" | Protocols]
+    ["-pa", maps:get(ebin, Opts, ebin()), "-proto_dist" | Protocols]
         ++ ["-epmd_module", "chatter_epmd", "-start_epmd", "false"]
-        ++ lists:append([["-chatter", atom_to_list(Key), lists:flatten(io_lib:format("~0p", [V]))]
-                         || {Key, V} <- configuration(Opts)]).
+        ++ configuration_flags(Opts).
 
-%% Multicast is off unless asked for: cases that run side by side would hear each other.
+configuration_flags(Opts) ->
+    lists:append([["-chatter", atom_to_list(Key), lists:flatten(io_lib:format("~0p", [Value]))]
+                  || {Key, Value} <- configuration(Opts)]).
+
+%% Multicast is off unless asked for: clusters that run side by side need not hear each other.
 configuration(Opts) ->
     Given = maps:get(chatter, Opts, []),
     [{multicast, false} || not lists:keymember(multicast, 1, Given)]
