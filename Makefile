@@ -57,7 +57,7 @@ compile-rest:
 	@mkdir -p _build/rest
 	@erlc -Werror -pa $(EBIN) -o _build/rest \
 	    $(filter-out erlang/%,$(ERLANG_SOURCES))
-	@python3 -m py_compile bench/compare.py
+	@PYTHONPYCACHEPREFIX=_build/rest python3 -m py_compile bench/compare.py
 
 bench: setup build                    ## the figures against stock, as a table with the bar
 	@python3 bench/compare.py --all $(BENCH)
@@ -69,7 +69,7 @@ fmt:                                  ## format the Rust sources
 	@cargo fmt --all
 
 clean:                                ## remove all that was built
-	@rm -rf _build priv/libchatter_nif.so bench/__pycache__
+	@rm -rf _build priv/libchatter_nif.so
 	@cargo clean --quiet
 
 help:                                 ## this list

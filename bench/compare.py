@@ -401,7 +401,7 @@ def print_bar(verdicts):
 
 
 def machine():
-    otp = subprocess.run(["erl", "-noinput", "-eval",
+    otp = subprocess.run(["erl", "-boot", "no_dot_erlang", "-noinput", "-eval",
                           "io:put_chars(erlang:system_info(system_version)), halt()."],
                          capture_output=True, text=True).stdout.strip()
     return {"system": platform.platform(), "cpus": os.cpu_count(), "otp": otp,
