@@ -91,15 +91,16 @@ mix_release(Config) ->
            end,
     Control = fun(Name, Args) -> chatter_cluster:run(Bin, Args, ?BOOT_TIMEOUT_MS, Opts(Name)) end,
     [A, B] = [chatter_cluster:open(Bin, ["start"], Opts(Name)) || Name <- [a, b]],
-    [chatter_cluster:wait_until(
-       fun() -> {0, _} = Control(Name, ["rpc", "IO.puts(:code.get_mode())"]), true end,
-       ?BOOT_TIMEOUT_MS) || Name <- [a, b]],
+    Up = fun(Name) -> {0, _} = Control(Name, ["rpc", ":ok"]), true end,
+    lists:foreach(fun(Name) ->
+                          chatter_cluster:wait_until(fun() -> Up(Name) end, ?BOOT_TIMEOUT_MS)
+                  end, [a, b]),
     succeeds("embedded", Control(a, ["rpc", "IO.puts(:code.get_mode())"])),
     succeeds("met ", Control(a, ["rpc", "MixApp.meet(:\"" ++ node_name(b) ++ "\")"])),
-    [begin
-         succeeds("", Control(Name, ["stop"])),
-         chatter_cluster:await_exit(Program, ?BOOT_TIMEOUT_MS)
-     end || {Name, Program} <- [{a, A}, {b, B}]].
+    lists:foreach(fun({Name, Program}) ->
+                          succeeds("", Control(Name, ["stop"])),
+                          {0, _} = chatter_cluster:await_exit(Program, ?BOOT_TIMEOUT_MS)
+                  end, [{a, A}, {b, B}]).
 
 %%% Nodes that say why they do not come up: one line, a code, no dump, at once
 

@@ -89,7 +89,10 @@ stop_all() ->
             ok;
         _ ->
             Table = table(),
-            lists:foreach(fun stop/1, [P || {{peer, _}, P} <- ets:tab2list(Table)]),
+            Peers = [P || {{peer, _}, P} <- ets:tab2list(Table)],
+            %% All at once, so that none has the time to report that the others are gone.
+            lists:foreach(fun hang_up/1, Peers),
+            lists:foreach(fun stop/1, Peers),
             lists:foreach(fun close/1, [P || {{program, _}, P} <- ets:tab2list(Table)]),
             true = ets:delete_all_objects(Table),
             ok
@@ -155,8 +158,8 @@ mesh(N, Opts) ->
 
 %% Ends one node and returns when its process is gone.
 -spec stop(peer()) -> ok.
-stop(#{control := Control, node := Node, os_pid := OsPid}) ->
-    try peer:stop(Control) of ok -> ok catch exit:_ -> ok end,
+stop(#{node := Node, os_pid := OsPid} = Peer) ->
+    hang_up(Peer),
     Gone = fun() -> not alive(OsPid) end,
     try wait_until(Gone, ?STOP_TIMEOUT_MS)
     catch error:{timeout, _} -> signal("KILL", OsPid), wait_until(Gone, ?STOP_TIMEOUT_MS)
@@ -343,6 +346,9 @@ shape_opts(Neighbours, Opts) ->
     Opts#{links => static, neighbours => [short(I) || I <- Neighbours]}.
 
 short(I) -> list_to_atom("n" ++ integer_to_list(I)).
+
+%% The end of its input tells the node to halt.
+hang_up(#{control := Control}) -> try peer:stop(Control) catch exit:_ -> ok end.
 
 node_name(Name, Opts) ->
     case lists:member($@, atom_to_list(Name)) of
