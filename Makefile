@@ -1,0 +1,77 @@
+# `make help` says what there is. Every step prints one line; its output is in _build/log,
+# and is shown while it runs with V=1.
+
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin:/usr/sbin:/sbin
+export LC_ALL := C.UTF-8
+
+STEP := .ci/step
+EBIN := _build/default/lib/chatter/ebin
+ERLANG_SOURCES = $(wildcard erlang/*.erl test/*.erl bench/*.erl examples/demo/*.erl)
+
+.DEFAULT_GOAL := build
+.NOTPARALLEL:
+.PHONY: build setup setup-build demo test test-rust test-erlang check bench conformance fmt \
+        clean help
+
+build: setup-build                    ## build the NIF and the Erlang application
+	@$(STEP) build "build the NIF and the application" rebar3 compile
+
+setup:                                ## install what is missing for everything below (apt)
+	@.ci/setup all
+
+setup-build:
+	@.ci/setup build
+
+demo: setup build                     ## five nodes in a line, at work (under two minutes)
+	@examples/demo/run
+
+test: setup test-rust test-erlang     ## all tests of Rust and Erlang
+
+test-rust:                            ## the tests of the Rust crates alone
+	@$(STEP) cargo-test "test the Rust crates" cargo test --workspace --locked
+
+# make test-erlang SUITE=chatter_boot_SUITE CASE=port_taken
+test-erlang: build                    ## Common Test alone; SUITE=..., CASE=... to choose
+	@$(STEP) ct "test over real nodes (Common Test)" rebar3 ct --readable=compact \
+	    $(if $(SUITE),--suite test/$(SUITE)) $(if $(CASE),--case $(CASE)) || \
+	    { echo "   by case: _build/test/logs/index.html"; exit 1; }
+
+check: setup                          ## all that CI asks before the tests
+	@$(STEP) fmt "format of the Rust sources" cargo fmt --all --check
+	@$(STEP) columns "no tabs, at most 100 columns in Erlang" $(MAKE) -s columns
+	@$(STEP) clippy "clippy" cargo clippy --workspace --all-targets --locked -- -D warnings
+	@RUSTDOCFLAGS=-Dwarnings $(STEP) rustdoc "documentation of the Rust crates" \
+	    cargo doc --workspace --no-deps --document-private-items --locked
+	@$(STEP) compile "compile Erlang, warnings are errors" rebar3 as check compile
+	@$(STEP) compile-rest "compile tests, bench and demo, warnings are errors" \
+	    $(MAKE) -s compile-rest
+	@$(STEP) xref "xref" rebar3 xref
+	@$(STEP) dialyzer "dialyzer" rebar3 dialyzer
+
+.PHONY: columns compile-rest
+columns:
+	@! grep -nP '\t' $(ERLANG_SOURCES) || { echo "tabs: use spaces"; exit 1; }
+	@! grep -nE '^.{101,}$$' $(ERLANG_SOURCES) || { echo "longer than 100 columns"; exit 1; }
+
+compile-rest:
+	@mkdir -p _build/rest
+	@erlc -Werror -pa $(EBIN) -o _build/rest \
+	    $(filter-out erlang/%,$(ERLANG_SOURCES))
+	@PYTHONPYCACHEPREFIX=_build/rest python3 -m py_compile bench/compare.py
+
+bench: setup build                    ## the figures against stock, as a table with the bar
+	@python3 bench/compare.py --all $(BENCH)
+
+conformance: setup build              ## OTP's own suites over Chatter and over stock
+	@test/conformance/run $(CONFORMANCE)
+
+fmt:                                  ## format the Rust sources
+	@cargo fmt --all
+
+clean:                                ## remove all that was built
+	@rm -rf _build priv/libchatter_nif.so
+	@cargo clean --quiet
+
+help:                                 ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | \
+	    while IFS='|' read -r target text; do printf '%-18s %s\n' "$$target" "$$text"; done

@@ -1,0 +1,204 @@
+%% The demo. Starts chatter1 to chatter5 in a line, each with links to its neighbours and
+%% nobody else, shows what the network looks like from inside and from the operating system,
+%% and lets the two ends work with each other.
+%%
+%% This process talks to the nodes over their standard_io, never over what it shows.
+-module(chatter_demo).
+
+-export([main/0]).
+
+-define(NODES, 5).
+-define(TIMEOUT_MS, 60000).
+
+-spec main() -> no_return().
+main() ->
+    ok = io:setopts([{encoding, unicode}]),
+    Failed = try run() after chatter_cluster:stop_all() end,
+    case Failed of
+        0 -> say("~nAll of it worked over ~b links.~n", [?NODES - 1]), halt(0);
+        _ -> say("~n~b steps failed.~n", [Failed]), halt(1)
+    end.
+
+run() ->
+    ok = chatter_cluster:new(#{suffix => ""}),
+    head("Five nodes in a line: each links to its neighbours and to nobody else"),
+    case step("start the nodes", fun start/0) of
+        {ok, Peers} ->
+            lists:sum([section(S, Peers) || S <- [network, sockets, work]]);
+        failed ->
+            1
+    end.
+
+start() ->
+    Names = [list_to_atom("chatter" ++ integer_to_list(I)) || I <- lists:seq(1, ?NODES)],
+    Code = filename:dirname(code:which(?MODULE)),
+    Peers = [chatter_cluster:start(Name, #{links => static, neighbours => beside(Name, Names),
+                                           args => ["-pa", Code]})
+             || Name <- Names],
+    chatter_cluster:await_routes(Peers, ?TIMEOUT_MS),
+    {ok, Peers, "~s", [lists:join(", ", [atom_to_list(Node) || #{node := Node} <- Peers])]}.
+
+beside(Name, [Name, Right | _]) -> [Right];
+beside(Name, [Left, Name]) -> [Left];
+beside(Name, [Left, Name, Right | _]) -> [Left, Right];
+beside(Name, [_ | Names]) -> beside(Name, Names).
+
+%%% The network, as Chatter sees it
+
+section(network, [First | _] = Peers) ->
+    Last = lists:last(Peers),
+    head("The network, as its first node knows it"),
+    failures([step("topology", fun() -> topology(First, Peers) end),
+              step("route, first to last", fun() -> route(First, Last, Peers) end),
+              step("route, last to first", fun() -> route(Last, First, lists:reverse(Peers)) end)]);
+
+%%% The sockets, as Chatter and as the operating system see them
+
+section(sockets, Peers) ->
+    head("What each node holds: links by chatter:links/0, sockets by the operating system"),
+    failures([step(short(Node), fun() -> sockets(Peer, Peers) end)
+              || #{node := Node} = Peer <- Peers]);
+
+%%% Distributed Erlang from end to end
+
+section(work, [First | _] = Peers) ->
+    #{node := Node} = lists:last(Peers),
+    head(io_lib:format("Plain distributed Erlang between ~s and ~s",
+                       [short(maps:get(node, First)), short(Node)])),
+    Run = fun(F, A) ->
+                  chatter_cluster:call(First, chatter_demo_node, F, [Node | A], ?TIMEOUT_MS)
+          end,
+    failures([step("spawn", fun() -> Run(spawn_there, []) end),
+              step("link, exit signal", fun() -> Run(link_there, []) end),
+              step("monitor, DOWN", fun() -> Run(monitor_there, []) end),
+              step("rpc, erpc", fun() -> Run(rpc_there, []) end),
+              step("global", fun() -> Run(global_there, []) end),
+              step("pg", fun() -> Run(pg_there, []) end),
+              step("one large message", fun() -> Run(large, [64]) end),
+              step("many small ones", fun() -> Run(small, [100000]) end)]).
+
+topology(First, Peers) ->
+    Topology = chatter_cluster:call(First, chatter, topology, []),
+    Edges = edges(Topology),
+    Line = [Node || #{node := Node} <- Peers],
+    Expected = lists:sort(lists:zip(lists:droplast(Line), tl(Line))),
+    case lists:usort([ordered(Edge, Line) || Edge <- Edges]) of
+        Expected -> {ok, "~s", [lists:join(" --- ", [short(Node) || Node <- Line])]};
+        Other -> {error, {edges, Other}}
+    end.
+
+%% Edges as {From, To} or {From, To, Metric}, in a map or in the second place of a tuple.
+edges(#{edges := Edges}) -> [edge(E) || E <- Edges];
+edges(#{links := Edges}) -> [edge(E) || E <- Edges];
+edges({_Nodes, Edges}) -> [edge(E) || E <- Edges].
+
+edge({From, To}) -> {From, To};
+edge({From, To, _Metric}) -> {From, To};
+edge(#{from := From, to := To}) -> {From, To}.
+
+ordered({From, To} = Edge, Line) ->
+    case place(From, Line) < place(To, Line) of true -> Edge; false -> {To, From} end.
+
+place(Node, Line) -> length(lists:takewhile(fun(N) -> N =/= Node end, Line)).
+
+route(From, #{node := To}, Peers) ->
+    {ok, Hops} = chatter_cluster:call(From, chatter, route, [To]),
+    Line = [Node || #{node := Node} <- Peers],
+    case Line of
+        [_ | Hops] -> {ok, "~s", [lists:join(" -> ", [short(Node) || Node <- Line])]};
+        _ -> {error, {route, Hops}}
+    end.
+
+%% A node has one link per neighbour; the system must show one established connection to
+%% a process of the same neighbours, and to no other node of the demo.
+sockets(Peer, Peers) ->
+    Beside = lists:sort(neighbours_in_line(Peer, Peers)),
+    Links = lists:sort(chatter_cluster:call(Peer, chatter, neighbours, [])),
+    Count = length(links(chatter_cluster:call(Peer, chatter, links, []))),
+    Seen = lists:usort([Other || {Other, _} <- connections(Peer, Peers)]),
+    Text = lists:join(", ", [short(Node) || Node <- Seen]),
+    case {Links, Seen, Count} of
+        {Beside, Beside, N} when N =:= length(Beside) ->
+            {ok, "links: ~b, connections: ~b, to ~s", [N, length(Seen), Text]};
+        _ ->
+            {error, {expected, Beside, neighbours, Links, links, Count, connections, Seen}}
+    end.
+
+neighbours_in_line(#{node := Node}, Peers) ->
+    Line = [N || #{node := N} <- Peers],
+    beside(Node, Line).
+
+links(Links) when is_map(Links) -> maps:to_list(Links);
+links(Links) when is_list(Links) -> Links.
+
+short(Node) -> hd(string:lexemes(atom_to_list(Node), "@")).
+
+%%% /proc/net/tcp: who is connected to whom
+
+%% Which node owns each socket: {inode => node}, from the files of every process.
+owners(Peers) ->
+    maps:from_list([{Inode, Node} || #{node := Node, os_pid := OsPid} <- Peers,
+                                     Inode <- socket_inodes(OsPid)]).
+
+%% The connections of this node whose other end is a process of the demo: [{Node, Ends}].
+connections(#{node := Node}, Peers) ->
+    Owners = owners(Peers),
+    Table = established(),
+    Ends = maps:from_list([{{Local, Remote}, Inode} || {Local, Remote, Inode} <- Table]),
+    [{Other, {Local, Remote}}
+     || {Local, Remote, Inode} <- Table,
+        maps:get(Inode, Owners, none) =:= Node,
+        Other <- [maps:get(maps:get({Remote, Local}, Ends, none), Owners, none)],
+        Other =/= none, Other =/= Node, not is_epmd(Local), not is_epmd(Remote)].
+
+is_epmd(End) ->
+    Port = io_lib:format("~4.16.0B", [chatter_cluster:epmd_port()]),
+    lists:suffix(lists:flatten(Port), End).
+
+socket_inodes(OsPid) ->
+    Dir = "/proc/" ++ OsPid ++ "/fd",
+    {ok, Files} = file:list_dir(Dir),
+    [Inode || File <- Files,
+              {ok, "socket:[" ++ Rest} <- [file:read_link(filename:join(Dir, File))],
+              Inode <- string:lexemes(Rest, "]")].
+
+%% [{Local, Remote, Inode}], ends as the kernel writes them: the address is brought to the
+%% form of IPv4 where IPv6 merely carries it.
+established() ->
+    lists:append([[{plain(Local), plain(Remote), Inode}
+                   || Line <- lines(File),
+                      [_, Local, Remote, "01", _, _, _, _, _, Inode | _]
+                          <- [string:lexemes(Line, " ")]]
+                  || File <- ["/proc/net/tcp", "/proc/net/tcp6"]]).
+
+plain("0000000000000000FFFF0000" ++ IPv4) -> IPv4;
+plain(End) -> End.
+
+lines(File) ->
+    case file:read_file(File) of
+        {ok, Text} -> tl(string:lexemes(binary_to_list(Text), "\n"));
+        {error, enoent} -> []
+    end.
+
+%%% Output
+
+failures(Results) -> length([failed || failed <- Results]).
+
+head(Text) -> say("~n--- ~ts~n", [Text]).
+
+%% Says what it does before it does it, and then how it went.
+step(Title, Fun) ->
+    say("    ~-24ts", [Title]),
+    try Fun() of
+        {ok, Format, Args} -> say("✓ " ++ Format ++ "~n", Args);
+        {ok, Value, Format, Args} -> say("✓ " ++ Format ++ "~n", Args), {ok, Value};
+        {error, Reason} -> failed("~0tp", [Reason])
+    catch
+        Class:Reason:Stack -> failed("~p: ~0tp at ~0tp", [Class, Reason, Stack])
+    end.
+
+failed(Format, Args) ->
+    say("✗ " ++ Format ++ "~n", Args),
+    failed.
+
+say(Format, Args) -> io:format(Format, Args).
