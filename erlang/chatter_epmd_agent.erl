@@ -22,7 +22,7 @@
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
 
 %% Of one attempt, to connect and to be answered: a loopback connection.
--define(ATTEMPT_MS, 2000).
+-define(ATTEMPT_MS, 5000).
 %% Attempts are this far apart (and a random share of it) while the nodes sort out who serves.
 -define(RACE_MS, 20).
 %% So long is the port being refused and taken, or the own name being still there, a matter of
@@ -182,9 +182,8 @@ failed(Reason, #state{waiting = Waiting, creation = Creation} = State) ->
             failed(Reason, remember(answer_all({ok, Own}, State#state{creation = Own})))
     end.
 
-%% Chatter needs no registry to reach others, and will get its name in as soon as it can. Other
-%% carriers do, unless all nodes are told where to find each other; then -1 makes the VM choose
-%% the creation, as with erl_epmd.
+%% Chatter needs no registry to reach others, and will get its name in as soon as it can. Nodes
+%% of other carriers cannot be reached without, so their boot fails, as with erl_epmd.
 boots_anyway(duplicate_name, _) -> false;
 boots_anyway(_, Waiting) -> lists:keymember(chatter, 2, Waiting).
 

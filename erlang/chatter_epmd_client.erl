@@ -148,7 +148,7 @@ send_and_drain(Socket, Request, Deadline) ->
 drain(_Socket, _Deadline, _Acc, Size) when Size > ?MAX_ANSWER_BYTES -> {error, garbage};
 drain(Socket, Deadline, Acc, Size) ->
     case gen_tcp:recv(Socket, 0, left(Deadline)) of
-        {ok, Data} -> drain(Socket, Deadline, [Acc | Data], Size + byte_size(Data));
+        {ok, Data} -> drain(Socket, Deadline, [Acc, Data], Size + byte_size(Data));
         {error, closed} -> {ok, iolist_to_binary(Acc)};
         {error, _} = Error -> Error
     end.

@@ -14,7 +14,7 @@
 -export([start_link/3, init/4]).
 
 %% After an accept that failed (no file descriptors, say) the next one waits so long.
--define(ACCEPT_BACKOFF_MS, 100).
+-define(ACCEPT_BACKOFF_MS, 50).
 
 %% @doc Start a process that accepts one connection on a listening socket.
 -spec start_link(pid(), gen_tcp:socket(), pos_integer()) -> {ok, pid()}.
@@ -31,9 +31,13 @@ init(Parent, Registry, Listen, RequestMs) ->
     Deadline = erlang:monotonic_time(millisecond) + RequestMs,
     case read_request(Socket, Deadline) of
         {ok, Request} -> handle(Request, Local, Registry, Socket, Deadline);
-        {error, Reason} -> Registry ! {rejected, self(), Reason}
+        {error, Reason} -> reject(Registry, Reason)
     end,
     gen_tcp:close(Socket).
+
+reject(Registry, Reason) ->
+    Registry ! {rejected, self(), Reason},
+    ok.
 
 accept(Registry, Listen) ->
     case gen_tcp:accept(Listen) of
@@ -93,7 +97,7 @@ handle(Request, Local, Registry, Socket, Deadline) ->
         {answer, Data, Then} ->
             _ = gen_tcp:send(Socket, Data),
             finish(Then, Registry, Socket, Deadline);
-        {refuse, Reason} -> Registry ! {rejected, self(), Reason}
+        {refuse, Reason} -> reject(Registry, Reason)
     end.
 
 finish(close, _Registry, _Socket, _Deadline) -> ok;

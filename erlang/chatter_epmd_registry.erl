@@ -11,9 +11,10 @@
 %% A connection that dies takes its name along. If the registry dies all connections do, every
 %% node on the host sees its own close, and one of them serves next: see chatter_epmd_agent.
 %%
-%% At a limit: beyond `max_pending' connections that have not registered, the oldest is closed,
-%% those of other hosts first; beyond `max_names' registrations are refused; a connection that
-%% takes longer than `request_ms' over its request is closed.
+%% At a limit: beyond `max_pending' connections that have not registered the oldest is closed,
+%% those of other hosts first; so are some when there are no file descriptors left. Beyond
+%% `max_names' registrations are refused. A connection that takes longer than `request_ms' over
+%% its request is closed.
 -module(chatter_epmd_registry).
 -behaviour(gen_server).
 
@@ -25,6 +26,8 @@
 -define(BUFFER_BYTES, 4096).
 %% How long a peer may take to read its answer before it is dropped.
 -define(SEND_TIMEOUT_MS, 5000).
+%% How many connections make room when an accept finds no file descriptor.
+-define(EVICT_AT_ONCE, 16).
 %% As in epmd.
 -define(MAX_LISTEN_SOCKETS, 16).
 
@@ -104,7 +107,7 @@ handle_info({accepted, Pid, Listen, Local}, #state{acceptors = Acceptors} = Stat
     {noreply, evict(start_acceptor(Listen, add_pending(Pid, Local, State1)))};
 handle_info({accept_failed, _Pid, Reason}, State) ->
     log(State, "accept failed: ~p", [Reason]),
-    {noreply, evict_oldest(count(accept_failed, State))};
+    {noreply, evict_oldest(?EVICT_AT_ONCE, count(accept_failed, State))};
 handle_info({rejected, Pid, Reason}, State) ->
     log(State, "rejected ~p: ~p", [Pid, Reason]),
     {noreply, count(rejected, State)};
@@ -194,16 +197,18 @@ start_acceptor(Listen, #state{acceptors = Acceptors, options = #{request_ms := M
 add_pending(Pid, Local, #state{pending = Pending} = State) ->
     State#state{pending = Pending#{Pid => {erlang:unique_integer([monotonic]), Local}}}.
 
-evict(#state{pending = Pending, options = #{max_pending := Max}} = State)
-  when map_size(Pending) > Max -> evict_oldest(State);
-evict(State) -> State.
+evict(#state{pending = Pending, options = #{max_pending := Max}} = State) ->
+    evict_oldest(max(0, map_size(Pending) - Max), State).
 
 %% `false' sorts before `true': other hosts first, then by age.
-evict_oldest(#state{pending = Pending} = State) when map_size(Pending) > 0 ->
-    {_, Pid} = lists:min([{{Local, Age}, P} || {P, {Age, Local}} <- maps:to_list(Pending)]),
+evict_oldest(0, State) -> State;
+evict_oldest(N, #state{pending = Pending} = State) ->
+    Sorted = lists:sort([{Local, Age, Pid} || {Pid, {Age, Local}} <- maps:to_list(Pending)]),
+    lists:foldl(fun evict_one/2, State, lists:sublist(Sorted, N)).
+
+evict_one({_, _, Pid}, #state{pending = Pending} = State) ->
     exit(Pid, shutdown),
-    count(evicted, State#state{pending = maps:remove(Pid, Pending)});
-evict_oldest(State) -> State.
+    count(evicted, State#state{pending = maps:remove(Pid, Pending)}).
 
 count(Counter, #state{counters = Counters} = State) ->
     State#state{counters = maps:update_with(Counter, fun(N) -> N + 1 end, 1, Counters)}.
