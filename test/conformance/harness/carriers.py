@@ -9,8 +9,8 @@ def quoted(word):
     return "".join("\\" + c if c in " \t\n\"'\\" else c for c in word)
 
 
-def words(carrier, path, ebin, shim, host, extra=()):
-    """The command-line words that ERL_FLAGS carries."""
+def words(carrier, path, ebin, shim, relay_port, extra=()):
+    """The command-line words that ERL_FLAGS carries. The relay is given by its port: some cases bring their own epmd module."""
     if carrier == "stock":
         return []
     if carrier == "control":
@@ -21,7 +21,7 @@ def words(carrier, path, ebin, shim, host, extra=()):
     else:
         words = ["-proto_dist", "chatter"] + words
     if path == "relay":
-        words += ["-chatter", "links", "static", "-chatter", "neighbours", "['%s@%s']" % (RELAY, host)]
+        words += ["-chatter", "links", "static", "-chatter", "neighbours", '[{"127.0.0.1",%d}]' % relay_port]
     return words
 
 
@@ -29,17 +29,17 @@ def chatter(ebin):
     return ["-pa", ebin, "-epmd_module", "chatter_epmd", "-start_epmd", "false", "-chatter", "multicast", "false"]
 
 
-def relay_command(ebin, host):
+def relay_command(ebin, host, port):
     """The node in the middle. It is hidden and never asked for a connection, so it shows in no node's nodes()."""
-    return (["erl", "-noinput", "-hidden", "-sname", "%s@%s" % (RELAY, host), "-proto_dist", "chatter", "-chatter", "links", "static"]
-            + chatter(ebin))
+    return (["erl", "-noinput", "-hidden", "-sname", "%s@%s" % (RELAY, host), "-proto_dist", "chatter", "-chatter", "links", "static",
+             "-chatter", "my_port", str(port)] + chatter(ebin))
 
 
 def environment(carrier, path, flags, key, mark, home):
     """The environment of a run. A cluster key that does not hang on the cookie is given where nodes of several
     cookies must share a network: on the relay path, and where variants.txt asks for it with the word `key`."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("ERL_", "CHATTER_"))}
-    env.update(CONFORMANCE_RUN=mark, HOME=home, LC_ALL="C.UTF-8", ERL_CRASH_DUMP_SECONDS="0")
+    env.update(CONFORMANCE_RUN=mark, HOME=home, LC_ALL="C.UTF-8")
     if flags:
         env["ERL_FLAGS"] = " ".join(quoted(word) for word in flags)
     if carrier == "chatter" and (key or path == "relay"):

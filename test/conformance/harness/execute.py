@@ -10,7 +10,8 @@ def run_suite(plan, timeout_s, isolate):
     spec = os.path.join(plan["out"], "plan.json")
     with open(spec, "w") as f:
         json.dump(plan, f, indent=1)
-    options = ["{results, %s}." % erl_string(plan["results"]), "{only, %s}." % erl_atoms(plan["only"]), "{leave, %s}." % erl_atoms(plan["leave"])]
+    options = ["{results, %s}." % erl_string(plan["results"]), "{ports, %s}." % plan["ports"],
+               "{only, %s}." % erl_atoms(plan["only"]), "{leave, %s}." % erl_atoms(plan["leave"])]
     if plan["relay"]:
         options.append("{relay, '%s'}." % plan["relay_node"])
     with open(plan["hook_options"], "w") as f:
@@ -23,7 +24,7 @@ def run_suite(plan, timeout_s, isolate):
             child.wait(timeout_s)
             ended = None if child.returncode in (0, 1) else "ended with status %d" % child.returncode
         except subprocess.TimeoutExpired:
-            ended = "did not end within %d minutes" % (timeout_s // 60)
+            ended = "did not end within %.1f minutes" % (timeout_s / 60)
         finally:
             sweep(child, plan["env"]["CONFORMANCE_RUN"])
     return cases(plan["results"]), ended

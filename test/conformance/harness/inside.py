@@ -5,6 +5,8 @@ relay (command or null), flags of the relay's environment come from env without 
 """
 import json, os, subprocess, sys, time
 
+RELAY_DIED = 3
+
 
 def main():
     with open(sys.argv[1]) as f:
@@ -14,13 +16,22 @@ def main():
         for address in plan["host_addresses"]:
             subprocess.run(["ip", "addr", "add", address, "dev", "lo"], check=False)
     relay = start_relay(plan) if plan["relay"] else None
-    status = subprocess.run(ct_command(plan), env=plan["env"], cwd=plan["out"]).returncode
-    if relay:
-        if relay.poll() is not None:
-            print("the relay ended with status %d before the suite did" % relay.returncode, flush=True)
-            status = 3
+    suite = subprocess.Popen(ct_command(plan), env=plan["env"], cwd=plan["out"], stdin=subprocess.DEVNULL)
+    status = reap_until(suite.pid, relay.pid if relay else None)
+    if relay and status != RELAY_DIED:
         relay.kill()
     sys.exit(status)
+
+
+def reap_until(suite, relay):
+    """Waits for the suite and buries what it orphans: every node started leaves an epmd behind, hundreds in a suite."""
+    while True:
+        pid, status = os.wait()
+        if pid == suite:
+            return os.waitstatus_to_exitcode(status)
+        if pid == relay:
+            print("the relay ended before the suite did: see relay.log", flush=True)
+            return RELAY_DIED
 
 
 def start_relay(plan):
@@ -31,7 +42,7 @@ def start_relay(plan):
     time.sleep(2)
     if node.poll() is not None:
         print("the relay does not start: see %s" % log.name, flush=True)
-        sys.exit(3)
+        sys.exit(RELAY_DIED)
     return node
 
 

@@ -8,18 +8,20 @@ class BadList(Exception):
     """A line of a list file that cannot be read."""
 
 
-def read_list(path):
-    """Lines `suite:case  text`; empty lines and those that begin with # do not count. Returns {(suite, case): text}."""
+def read_list(path, over):
+    """Lines `suite:case  text`, or `suite:case@path  text` that count on that path only; empty lines and those that
+    begin with # do not count. Returns {(suite, case): text} for the path `over`."""
     entries = {}
     with open(path) as f:
         for number, line in enumerate(f, 1):
             line = line.strip()
             if not line or line.startswith("#"):
                 continue
-            found = re.match(r"(\w+):(\w+)\s+(\S.*)$", line)
+            found = re.match(r"(\w+):(\w+)(@direct|@relay)?\s+(\S.*)$", line)
             if not found:
                 raise BadList("%s:%d: want `suite:case  text`, not: %s" % (path, number, line))
-            entries[(found[1].removesuffix("_SUITE"), found[2])] = found[3]
+            if found[3] in (None, "@" + over):
+                entries[(found[1].removesuffix("_SUITE"), found[2])] = found[4]
     return entries
 
 
@@ -55,7 +57,7 @@ def cell(result):
     return "%-7s %7.1f s" % (MARKS[result[0]], result[1] / 1000) if result[0] != "skip" else "skip"
 
 
-def verdict(results, reference, judged, exceptions, wanted):
+def verdict(results, reference, judged, exceptions):
     """Compares the carrier `judged` with `reference`. Returns (regressions, outdated): lists of (suite, case, why)."""
     regressions, outdated = [], []
     for suite, by_carrier in results.items():
@@ -65,7 +67,7 @@ def verdict(results, reference, judged, exceptions, wanted):
             if got[0] == "ok":
                 if (suite, case) in exceptions:
                     outdated.append((suite, case, exceptions[(suite, case)]))
-            elif stock.get(case, ("ok",))[0] == "ok" and (suite, case) not in exceptions and wanted(case):
+            elif stock.get(case, ("ok",))[0] == "ok" and (suite, case) not in exceptions:
                 regressions.append((suite, case, "%s: %s" % (got[0], got[2])))
     return regressions, outdated
 
