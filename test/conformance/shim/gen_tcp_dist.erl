@@ -1,0 +1,2 @@
+-module(gen_tcp_dist).
+-include("shim.hrl").

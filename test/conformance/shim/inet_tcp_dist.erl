@@ -1,0 +1,2 @@
+-module(inet_tcp_dist).
+-include("shim.hrl").
