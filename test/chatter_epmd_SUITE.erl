@@ -642,7 +642,7 @@ many_takeovers(Config) ->
     Port = ?config(epmd, Config),
     Peers = [chatter_epmd_lab:node(N, Port, []) || N <- [a, b, c, d, e, f, g, h]],
     Times = kill_servers(Port, Peers, []),
-    ct:pal("all names were back after ~p ms", [Times]),
+    ct:pal("all names were back after ~w ms", [Times]),
     %% The time includes the command that kills; a busy machine may be late once.
     ?assert(lists:nth(4, lists:sort(Times)) =< 1000).
 
