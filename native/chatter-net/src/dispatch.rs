@@ -66,8 +66,9 @@ impl Dispatch {
         Ok(())
     }
 
-    /// The end of a read: hand over and flush what it has brought.
-    pub(crate) fn end_read(&mut self) {
+    /// The end of a read: hand over and flush what it has brought. Whether there was any data.
+    pub(crate) fn end_read(&mut self) -> bool {
+        let any = !self.touched.is_empty() || !self.relayed_to.is_empty();
         if !self.touched.is_empty() {
             let now = Instant::now();
             for channel in self.touched.drain(..) {
@@ -77,6 +78,7 @@ impl Dispatch {
         for link in self.relayed_to.drain(..) {
             link.flush(INLINE_BUDGET);
         }
+        any
     }
 
     fn routed(&mut self, packet: Packet<'_>) -> Result<(), WireError> {

@@ -79,8 +79,10 @@ async fn read_loop(
             }
         }
         link.heard_ms.store(node.now_ms(), Ordering::Relaxed);
-        dispatch.end_read();
-        note_activity();
+        // Not after mere acknowledgements: nobody waits for what comes after them.
+        if dispatch.end_read() {
+            note_activity();
+        }
         buffer.make_room();
     }
 }
