@@ -317,7 +317,7 @@ fn random_changes_end_in_the_oracles_tables() {
     for (round, n) in [10, 12, 15, 18, 22, 28, 36, 50, 100].into_iter().enumerate() {
         let mut storm = Storm::new(n, seed.wrapping_add(round as u64 * 1_000_003));
         storm.rest_and_check();
-        let rests = if n < 30 { 18 } else { 12 };
+        let rests = if n < 30 { 20 } else { 16 };
         for _ in 0..rests {
             for _ in 0..1 + storm.random.below(30) {
                 storm.change();

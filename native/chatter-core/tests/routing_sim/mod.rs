@@ -73,6 +73,8 @@ pub struct Wire {
     pub silent: bool,
     pub delay: Duration,
     last: [Instant; 2],
+    /// Which ends were told that the link is up; packets to an end wait for that.
+    told: [bool; 2],
 }
 
 pub struct Host {
@@ -215,7 +217,7 @@ impl Sim {
         };
         let ends = [new_link(a), new_link(b)];
         let (delay, last) = (self.delay, [self.now; 2]);
-        self.wires.push(Wire { ends, open: true, silent: false, delay, last });
+        self.wires.push(Wire { ends, open: true, silent: false, delay, last, told: [false; 2] });
         for (at, link) in ends {
             self.hosts[at].wires.insert(link, self.wires.len() - 1);
         }
@@ -225,6 +227,10 @@ impl Sim {
     /// Tells one end that the handshake is complete; end 0 has dialled.
     pub fn up(&mut self, wire: usize, end: usize, neighbour: Option<NeighbourId>, dial_seq: u64) {
         let (at, link) = self.wires[wire].ends[end];
+        if !self.hosts[at].wires.contains_key(&link) {
+            return;
+        }
+        self.wires[wire].told[end] = true;
         let (peer_at, _) = self.wires[wire].ends[1 - end];
         let peer = self.hosts[peer_at].control.identity().clone();
         let we_dialled = end == 0;
@@ -291,8 +297,11 @@ impl Sim {
         if !self.hosts[at].alive || !self.hosts[at].wires.contains_key(&link) {
             return;
         }
-        if let Some(until) = self.hosts[at].paused_until {
+        if let Some(until) = self.hosts[at].paused_until.filter(|until| *until > self.now) {
             return self.push(until, action);
+        }
+        if !self.wires[wire].told[end] && matches!(action, Action::Packet { .. }) {
+            return self.push(self.now + us(50), action);
         }
         match action {
             Action::Packet { bytes, .. } => {
