@@ -303,7 +303,7 @@ fn a_blocked_link_gets_the_newest_lsp_once() {
         sim.drain(0);
         sim.run_for(ms(1_100));
     }
-    assert_eq!(sim.hosts[2].control.topology().nodes[&sim.id(0)].overload, false);
+    assert!(!sim.hosts[2].control.topology().nodes[&sim.id(0)].overload);
     let now = sim.now;
     sim.hosts[0].control.set_overload(now, true);
     sim.drain(0);
