@@ -247,7 +247,7 @@ impl Lsdb {
             change.graph = self.graph.remove(origin);
         } else {
             self.digest = self.digest.wrapping_add(hash);
-            change.graph = self.graph.set(origin, lsp.overload, &lsp.neighbours);
+            change.graph = self.graph.set(origin, lsp.incarnation, lsp.overload, &lsp.neighbours);
         }
         // The name and the incarnation are part of a route.
         change.graph |= change.replaced.is_some();

@@ -7,7 +7,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
-use crate::ids::NodeId;
+use crate::ids::{Incarnation, NodeId};
 use crate::wire::lsp::Neighbour;
 
 /// The distance of what cannot be reached. Sums saturate here, so a path this long is no path.
@@ -27,9 +27,19 @@ pub struct Graph {
 #[derive(Clone, Debug)]
 struct Slot {
     id: NodeId,
+    incarnation: Incarnation,
     overload: bool,
     stated: Vec<Neighbour>,
     edges: Vec<Edge>,
+}
+
+impl Slot {
+    /// The metric of the stated link to this life of a node.
+    fn stated_for(&self, id: NodeId, incarnation: Incarnation) -> Option<u32> {
+        let at = self.stated.binary_search_by_key(&id, |neighbour| neighbour.id).ok()?;
+        let neighbour = self.stated[at];
+        (neighbour.incarnation == incarnation).then_some(neighbour.metric)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -39,25 +49,30 @@ struct Edge {
 }
 
 impl Graph {
-    /// Replaces what `id` states. `neighbours` must be ascending by id, as in an LSP. Returns whether
-    /// anything has changed.
-    pub fn set(&mut self, id: NodeId, overload: bool, neighbours: &[Neighbour]) -> bool {
-        if let Some(slot) = self.index.get(&id).map(|&at| &mut self.slots[at as usize]) {
-            let overload_changed = slot.overload != overload;
-            slot.overload = overload;
-            if slot.stated == neighbours {
-                return overload_changed;
-            }
-        }
+    /// Replaces what `id` states in its life `incarnation`. `neighbours` must be ascending by id, as in
+    /// an LSP. Returns whether anything has changed.
+    pub fn set(
+        &mut self,
+        id: NodeId,
+        incarnation: Incarnation,
+        overload: bool,
+        neighbours: &[Neighbour],
+    ) -> bool {
         let at = match self.index.get(&id) {
             Some(&at) => at,
-            None => self.add_slot(id, overload),
+            None => self.add_slot(id),
         };
+        let slot = &mut self.slots[at as usize];
+        let same_overload = std::mem::replace(&mut slot.overload, overload) == overload;
+        let same_life = std::mem::replace(&mut slot.incarnation, incarnation) == incarnation;
+        if same_life && slot.stated == neighbours {
+            return !same_overload;
+        }
+        slot.stated = neighbours.to_vec();
         self.unlink(at);
         for neighbour in neighbours {
-            self.link(at, id, *neighbour);
+            self.link(at, *neighbour);
         }
-        self.slots[at as usize].stated = neighbours.to_vec();
         true
     }
 
@@ -83,12 +98,10 @@ impl Graph {
         })
     }
 
-    /// Whether `id` states a link to `neighbour`; the other end need not.
-    pub fn states_link(&self, id: NodeId, neighbour: NodeId) -> bool {
-        self.index.get(&id).is_some_and(|&at| {
-            let stated = &self.slots[at as usize].stated;
-            stated.binary_search_by_key(&neighbour, |n| n.id).is_ok()
-        })
+    /// Whether `id` states a link to this life of `neighbour`; the other end need not.
+    pub fn states_link(&self, id: NodeId, neighbour: NodeId, incarnation: Incarnation) -> bool {
+        let slot = self.index.get(&id).map(|&at| &self.slots[at as usize]);
+        slot.and_then(|slot| slot.stated_for(neighbour, incarnation)).is_some()
     }
 
     /// Shortest paths from `root` over its own links `first_hops`, which replace what the graph says
@@ -113,8 +126,10 @@ impl Graph {
         tree
     }
 
-    fn add_slot(&mut self, id: NodeId, overload: bool) -> u32 {
-        let slot = Slot { id, overload, stated: Vec::new(), edges: Vec::new() };
+    fn add_slot(&mut self, id: NodeId) -> u32 {
+        // An incarnation of 0 and no links: `set` fills it in.
+        let incarnation = Incarnation(0);
+        let slot = Slot { id, incarnation, overload: false, stated: Vec::new(), edges: Vec::new() };
         let at = match self.free.pop() {
             Some(at) => {
                 self.slots[at as usize] = slot;
@@ -130,12 +145,14 @@ impl Graph {
         at
     }
 
-    /// Adds both directions of a link if the other end states it as well.
-    fn link(&mut self, at: u32, id: NodeId, neighbour: Neighbour) {
+    /// Adds both directions of a link if both ends state it, in their present lives.
+    fn link(&mut self, at: u32, neighbour: Neighbour) {
         let Some(&other) = self.index.get(&neighbour.id) else { return };
-        let stated = &self.slots[other as usize].stated;
-        let Ok(back) = stated.binary_search_by_key(&id, |n| n.id) else { return };
-        let back_metric = stated[back].metric;
+        let (near, far) = (&self.slots[at as usize], &self.slots[other as usize]);
+        if neighbour.incarnation != far.incarnation {
+            return;
+        }
+        let Some(back_metric) = far.stated_for(near.id, near.incarnation) else { return };
         self.slots[at as usize].edges.push(Edge { to: other, metric: neighbour.metric });
         self.slots[other as usize].edges.push(Edge { to: at, metric: back_metric });
     }

@@ -81,8 +81,8 @@ impl Adjacency {
     }
 
     /// This process was held up for so long: the peer is not to blame.
-    pub(super) fn forgive(&mut self, late: Duration) {
-        self.last_alive += late;
+    pub(super) fn forgive(&mut self, now: Instant, late: Duration) {
+        self.last_alive = self.last_alive.max(now.min(self.last_alive + late));
     }
 
     /// When the link is given up, should nothing be heard.

@@ -82,7 +82,9 @@ impl Control {
         self.origination.seq = self.origination.seq.saturating_add(1);
         self.origination.refresh_at = self.now + self.refresh_after();
         let links = self.by_peer.iter().filter_map(|(id, link)| {
-            self.links.get(link).map(|link| Neighbour { id: *id, metric: link.metric() })
+            let link = self.links.get(link)?;
+            let incarnation = link.peer.incarnation;
+            Some(Neighbour { id: *id, metric: link.metric(), incarnation })
         });
         let neighbours = if purge { Vec::new() } else { links.take(MAX_NEIGHBOURS).collect() };
         let lsp = Lsp {

@@ -219,7 +219,7 @@ impl Control {
             return;
         }
         if let Some(late) = late.filter(|late| *late > ms(self.config.late_ms)) {
-            self.links.values_mut().for_each(|adjacency| adjacency.forgive(late));
+            self.links.values_mut().for_each(|adjacency| adjacency.forgive(self.now, late));
             self.nodes.forgive(late);
         }
         self.check_links();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Control;
 use super::config::ms;
 use super::event::ControlEvent;
-use crate::ids::{Incarnation, LinkId, NodeId};
+use crate::ids::{LinkId, NodeId};
 use crate::routes::{ForwardingTable, Route};
 use crate::wire::lsp::Neighbour;
 
@@ -14,7 +14,6 @@ use crate::wire::lsp::Neighbour;
 pub(super) struct FirstHop {
     neighbour: Neighbour,
     link: LinkId,
-    incarnation: Incarnation,
 }
 
 impl Control {
@@ -39,7 +38,8 @@ impl Control {
         if self.lsdb.supersede(origin, adjacency.peer.incarnation) {
             self.spf_pending = true;
         }
-        adjacency.confirmed |= self.lsdb.graph().states_link(origin, self.me.id);
+        let graph = self.lsdb.graph();
+        adjacency.confirmed |= graph.states_link(origin, self.me.id, self.me.incarnation);
         self.first_hops_changed = true;
     }
 
@@ -68,10 +68,10 @@ impl Control {
         let usable = |(id, link): (&NodeId, &LinkId)| {
             let adjacency = self.links.get(link).filter(|adjacency| adjacency.confirmed)?;
             let lsp = self.lsdb.get(*id).filter(|lsp| !lsp.purge)?;
-            let neighbour = Neighbour { id: *id, metric: adjacency.metric() };
             let incarnation = lsp.incarnation;
+            let neighbour = Neighbour { id: *id, metric: adjacency.metric(), incarnation };
             let same_life = incarnation == adjacency.peer.incarnation;
-            same_life.then_some(FirstHop { neighbour, link: *link, incarnation })
+            same_life.then_some(FirstHop { neighbour, link: *link })
         };
         self.by_peer.iter().filter_map(usable).collect()
     }

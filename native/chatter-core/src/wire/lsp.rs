@@ -12,10 +12,10 @@
 //!                  |    8     |      |     8     |          |
 //!                  +----------+------+-----------+----------+
 //! then, so often as "neighbours" says, in ascending order of id, no id twice, never the origin:
-//!                  +----+--------+
-//!                  | id | metric |    metric ≥ 1
-//!                  | 64 |   32   |
-//!                  +----+--------+
+//!                  +----+--------+-------------+
+//!                  | id | metric | incarnation |    metric ≥ 1
+//!                  | 64 |   32   |     64      |
+//!                  +----+--------+-------------+
 //! ```
 //!
 //! Flags: bit 0 OVERLOAD (do not relay through the origin), bit 1 PURGE (the origin has stopped; no
@@ -48,7 +48,7 @@ pub const LSP_FIXED_LEN: usize = 32;
 pub const MAX_LSP_LEN: usize =
     LSP_FIXED_LEN + 2 + MAX_NAME_LEN + MAX_ADDRESSES * 19 + MAX_NEIGHBOURS * NEIGHBOUR_LEN;
 
-const NEIGHBOUR_LEN: usize = 12;
+const NEIGHBOUR_LEN: usize = 20;
 const FLAG_OVERLOAD: u8 = 0x01;
 const FLAG_PURGE: u8 = 0x02;
 
@@ -62,6 +62,9 @@ pub struct Neighbour {
     pub id: NodeId,
     /// The cost of sending over the link; at least 1.
     pub metric: u32,
+    /// The life of the node at the other end. A link counts only between the lives that have it: when a
+    /// node is in a new life, what its former life said of its links does not count.
+    pub incarnation: Incarnation,
 }
 
 /// A node's statement of its links.
@@ -185,6 +188,7 @@ impl Lsp {
         for neighbour in neighbours {
             out.extend_from_slice(&neighbour.id.0.to_be_bytes());
             out.extend_from_slice(&neighbour.metric.to_be_bytes());
+            out.extend_from_slice(&neighbour.incarnation.0.to_be_bytes());
         }
     }
 }
@@ -201,13 +205,14 @@ fn read_neighbours(
     for _ in 0..count {
         let id = NodeId(r.u64("neighbour id")?);
         let metric = r.u32("neighbour metric")?;
+        let incarnation = Incarnation(r.u64("neighbour incarnation")?);
         if id == origin || neighbours.last().is_some_and(|last| last.id >= id) {
             return Err(WireError::Invalid("neighbour order"));
         }
         if metric == 0 {
             return Err(WireError::Invalid("neighbour metric"));
         }
-        neighbours.push(Neighbour { id, metric });
+        neighbours.push(Neighbour { id, metric, incarnation });
     }
     Ok(neighbours)
 }
