@@ -122,7 +122,8 @@ calls(Config) ->
     [A, #{node := NodeB}] = ?config(pair, Config),
     on(A, fun() ->
                   ?assertEqual(NodeB, rpc:call(NodeB, erlang, node, [])),
-                  ?assertMatch({badrpc, {'EXIT', {oops, _}}}, rpc:call(NodeB, erlang, error, [oops])),
+                  ?assertMatch({badrpc, {'EXIT', {oops, _}}},
+                               rpc:call(NodeB, erlang, error, [oops])),
                   ?assertEqual(NodeB, erpc:call(NodeB, erlang, node, [])),
                   ?assertError({exception, oops, _}, erpc:call(NodeB, erlang, error, [oops])),
                   ?assertError({erpc, timeout}, erpc:call(NodeB, timer, sleep, [5000], 50)),
@@ -189,7 +190,8 @@ global_names(Config) ->
                   Pid = spawn(fun idle/0),
                   yes = global:register_name(a_name, Pid),
                   ?assertEqual(Pid, erpc:call(NodeB, global, whereis_name, [a_name])),
-                  ?assertEqual(no, erpc:call(NodeB, global, register_name, [a_name, whereis(kernel_sup)])),
+                  ?assertEqual(no, erpc:call(NodeB, global, register_name,
+                                             [a_name, whereis(kernel_sup)])),
                   true = global:set_lock({a_lock, self()}, [node(), NodeB]),
                   ?assertEqual(false, erpc:call(NodeB, global, set_lock,
                                                 [{a_lock, other}, [node(), NodeB], 0])),
@@ -249,10 +251,10 @@ half_a_gibibyte(Config) ->
     on(A, fun() ->
                   Data = binary:copy(pattern(1 bsl 20), 512),
                   Self = self(),
-                  Pid = spawn_link(NodeB, fun() -> receive Got ->
-                                                  Self ! {byte_size(Got), erlang:crc32(Got)} end end),
+                  Sum = fun(Bytes) -> {byte_size(Bytes), erlang:crc32(Bytes)} end,
+                  Pid = spawn_link(NodeB, fun() -> receive Got -> Self ! Sum(Got) end end),
                   Pid ! Data,
-                  Expected = {byte_size(Data), erlang:crc32(Data)},
+                  Expected = Sum(Data),
                   receive Expected -> ok after 40000 -> error(not_arrived) end
           end),
     ct:pal("512 MiB in ~b ms", [chatter_work:now_ms() - T0]),
@@ -352,8 +354,7 @@ schedulers_are_not_held(Config) ->
     ok = chatter_work:sink(B, loaded),
     _ = chatter_work:flood(A, {loaded, NodeB}, {8, 20000}, [100, 0, 4000]),
     chatter_work:await_seen({B, loaded}, 160000, 40000),
-    Events = lists:append([on(N, fun() -> long_schedules ! {events, self()},
-                                          receive {events, E} -> E end end) || N <- [A, B]]),
+    Events = lists:append([collected(N, long_schedules) || N <- [A, B]]),
     Ours = [{Ms, Where} || {Ms, Where} <- Events,
                            match =:= re:run(Where, "chatter_(nif|dist_ctrl)", [{capture, none}])],
     ct:pal("long schedules over 1 ms: ~b, of Chatter: ~b, longest: ~p",
@@ -422,13 +423,16 @@ back_pressure(_Config) ->
                              end)
                end, 20000),
     ?assertEqual(nosuspend, on(A, fun() -> erlang:send({slow, NodeB}, {x, 1, y}, [nosuspend]) end)),
-    ?assertMatch([_ | _], on(A, fun() -> busy ! {events, self()}, receive {events, E} -> E end end)),
+    ?assertMatch([_ | _], collected(A, busy)),
     Grown = [chatter_work:rss(N) - Was || {N, Was} <- lists:zip([A, B], Before)],
     ct:pal("memory of sender and receiver grew by ~w MiB", [Grown]),
     ?assert(lists:max(Grown) < 100),
     ?assertEqual({0, []}, chatter_work:seen(B, slow)),
     on(B, fun() -> brake ! release, ok end),
     chatter_work:await_seen({B, slow}, 8 * 4000, 40000).
+
+collected(Peer, Name) ->
+    on(Peer, fun() -> Name ! {events, self()}, receive {events, Events} -> Events end end).
 
 %%% What runs on the nodes
 

@@ -18,7 +18,7 @@
 suite() -> [{timetrap, {seconds, 60}}].
 
 all() -> [{group, pair}, halted, stopped, stopped_at_once, killed, frozen,
-          linked_processes_hear_of_it, node_process_killed_while_dialling, supervisor_killed,
+          linked_processes_hear_of_it, node_process_killed_while_dialling, supervisors_killed,
           killed_in_the_handshake, many_rounds_leave_nothing].
 
 groups() ->
@@ -94,21 +94,22 @@ node_process_killed(Config) ->
     replaced(A, chatter_node),
     replaced(B, chatter_node),
     still_up(A, B, Before),
+    chatter_work:disconnect(A, B),
     ok = on(A, fun() -> chatter:disconnect(NodeB) end),
-    wait_until(fun() -> [] =:= on(A, fun() -> nodes(connected) end) end, ?TIMEOUT_MS),
+    wait_until(fun() -> [] =:= on(A, fun() -> chatter:nodes() end) end, ?TIMEOUT_MS),
     usable(A, B).
 
-%% Given the death of each process of the registry in turn, expect the connection to live, and
-%% the names to be known.
+%% Given the death of each worker of the registry in turn, expect the connection to live, and
+%% the names to be known. (Supervisors: see supervisors_killed.)
 epmd_processes_killed(Config) ->
     [A, #{node := NodeB} = B] = ?config(pair, Config),
     Before = counts(A, B),
-    Names = on(B, fun() -> [N || N <- registered(),
+    Names = on(B, fun() -> [N || N <- registered(), N =/= chatter_epmd_sup,
                                  lists:prefix("chatter_epmd", atom_to_list(N))] end),
     ct:log("processes of the registry: ~p", [Names]),
     ?assertNotEqual([], Names),
-    [begin replaced(N, Name), still_up(A, B, Before) end || Name <- Names, N <- [A, B],
-                                                            on(N, fun() -> is_pid(whereis(Name)) end)],
+    [begin replaced(N, Name), still_up(A, B, Before) end
+     || Name <- Names, N <- [A, B], on(N, fun() -> is_pid(whereis(Name)) end)],
     Short = hd(string:lexemes(atom_to_list(NodeB), "@")),
     wait_until(fun() ->
                        {ok, Known} = on(A, fun() -> net_adm:names() end),
@@ -122,7 +123,7 @@ epmd_processes_killed(Config) ->
 %% Given halt/0 of the other node, expect nodedown, once, within a second.
 halted(_Config) ->
     down_within(1000, fun(#{node := NodeB} = B, A) ->
-                              on(A, fun() -> spawn(NodeB, fun() -> halt(0, [{flush, false}]) end) end),
+                              on(A, fun() -> spawn(NodeB, erlang, halt, []) end),
                               chatter_work:await_gone(B)
                       end).
 
@@ -210,15 +211,20 @@ node_process_killed_while_dialling(_Config) ->
     B = start(b),
     usable(A, B).
 
-%% Given the death of Chatter's supervisor, which stands where stock has its own, expect the
-%% node to stop as stock does, and nodedown at the other.
-supervisor_killed(_Config) ->
-    [A, #{node := NodeB} = B] = chatter_work:pair(),
+%% Given the death of one of Chatter's supervisors, which are children of net_sup as stock's
+%% erl_epmd is, expect the node to stop as stock does, and nodedown at the other.
+supervisors_killed(_Config) ->
+    Opts = #{env => [{"ERL_CRASH_DUMP_SECONDS", "0"}]},
+    A = start(a),
     ok = chatter_work:watch(A),
-    on(B, fun() -> exit(whereis(chatter_dist_sup), kill), ok end),
-    _ = chatter_work:await_gone(B),
-    _ = chatter_work:await_down(A, NodeB, ?TIMEOUT_MS),
-    none_left(A).
+    [begin
+         #{node := NodeB} = B = start(Name, Opts),
+         chatter_work:connect(A, B),
+         on(B, fun() -> exit(whereis(Supervisor), kill), ok end),
+         _ = chatter_work:await_gone(B),
+         _ = chatter_work:await_down(A, NodeB, ?TIMEOUT_MS),
+         none_left(A)
+     end || {Name, Supervisor} <- [{b, chatter_dist_sup}, {c, chatter_epmd_sup}]].
 
 %% Given a node that is frozen while it should answer the handshake, and the attempt given up
 %% by disconnect_node/1, expect net_kernel to answer at once, and the channel to be gone.
