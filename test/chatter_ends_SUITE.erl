@@ -95,6 +95,7 @@ node_process_killed(Config) ->
     replaced(B, chatter_node),
     still_up(A, B, Before),
     chatter_work:disconnect(A, B),
+    none_left(A), none_left(B), % or `auto' would bring the link back for them
     ok = on(A, fun() -> chatter:disconnect(NodeB) end),
     wait_until(fun() -> [] =:= on(A, fun() -> chatter:nodes() end) end, ?TIMEOUT_MS),
     usable(A, B).
@@ -195,20 +196,19 @@ linked_processes_hear_of_it(_Config) ->
     ?assertEqual([noconnection],
                  on(A, fun() -> heard ! {tell, self()}, receive R -> R end end)).
 
-%% Given the death of chatter_node while it waits for a route for a connection attempt, expect
-%% the attempt to fail and net_kernel to go on; the next attempt succeeds.
+%% Given the death of chatter_node while a connection attempt waits for a link to a node that
+%% is frozen, expect the attempt to fail and net_kernel to go on; the next attempt succeeds.
 node_process_killed_while_dialling(_Config) ->
     A = start(a),
-    Nobody = chatter_cluster:node_name(nobody),
-    on(A, fun() ->
-                  spawn(fun() -> register(attempt, self()), net_kernel:connect_node(Nobody),
-                                 receive after infinity -> ok end end), ok
-          end),
-    wait_until(fun() -> on(A, fun() -> lists:any(fun(P) -> process_info(P, initial_call) =:=
-                                            {initial_call, {chatter_dist, do_setup, 5}} end,
-                                                 processes()) end) end, ?TIMEOUT_MS),
+    #{node := NodeB} = B = start(b),
+    ok = chatter_cluster:freeze(B),
+    on(A, fun() -> spawn(fun() -> net_kernel:connect_node(NodeB) end), ok end),
+    Setups = fun() -> [P || P <- processes(), process_info(P, initial_call) =:=
+                                {initial_call, {chatter_dist, do_setup, 5}}] end,
+    wait_until(fun() -> on(A, fun() -> [] =/= Setups() end) end, ?TIMEOUT_MS),
     replaced(A, chatter_node),
-    B = start(b),
+    wait_until(fun() -> on(A, fun() -> [] =:= Setups() end) end, ?TIMEOUT_MS),
+    ok = chatter_cluster:thaw(B),
     usable(A, B).
 
 %% Given the death of one of Chatter's supervisors, which are children of net_sup as stock's
