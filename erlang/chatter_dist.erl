@@ -25,8 +25,10 @@
 %% How long a connection attempt waits for a route to a node that has none at the moment.
 -define(ROUTE_WAIT_MS, 500).
 
-%% How long an attempt waits for a link that is dialled for it.
--define(DIAL_WAIT_MS, 5000).
+%% How long an attempt waits for a link that is dialled for it before it has it dialled again (the
+%% other end may have refused the first as a duplicate of one that was just ending), and how often.
+-define(DIAL_WAIT_MS, 1000).
+-define(DIALS, 5).
 
 %% @doc What runs below `net_sup' before any application does. Called again at every start of
 %% distribution. A configuration that is refused halts a node that is booting, with one line.
@@ -209,14 +211,21 @@ find_route(Node) ->
     case chatter_nif:is_reachable(atom_to_binary(Node)) of
         true -> ok;
         false ->
-            Wait = case chatter_node:links() of
-                       auto -> ok = chatter_node:dial(Node), ?DIAL_WAIT_MS;
-                       static -> ?ROUTE_WAIT_MS
-                   end,
-            case chatter_node:await(Node, Wait) of
+            Found = case chatter_node:links() of
+                        auto -> dial(Node, ?DIALS);
+                        static -> chatter_node:await(Node, ?ROUTE_WAIT_MS)
+                    end,
+            case Found of
                 ok -> ok;
-                {error, Reason} -> ?shutdown2(Node, Reason)
+                {error, _} -> ?shutdown2(Node, unreachable)
             end
+    end.
+
+dial(Node, Dials) ->
+    ok = chatter_node:dial(Node),
+    case chatter_node:await(Node, ?DIAL_WAIT_MS) of
+        {error, timeout} when Dials > 1 -> dial(Node, Dials - 1);
+        Result -> Result
     end.
 
 hs_data(Channel, Index, Kernel, MyNode, Timer) ->

@@ -50,8 +50,8 @@ links() ->
 dial(Node) ->
     chatter_nif:connect({name, atom_to_binary(Node)}, 0, false).
 
-%% @doc Waits until there is a route to a node.
--spec await(node(), timeout()) -> ok | {error, unreachable}.
+%% @doc Waits until there is a route to a node. `unreachable': nobody knows its address.
+-spec await(node(), timeout()) -> ok | {error, unreachable | timeout}.
 await(Node, Timeout) ->
     gen_server:call(?MODULE, {await, Node, Timeout}, infinity).
 
@@ -175,7 +175,7 @@ handle_info({chatter_log, Level, Line}, State) ->
 handle_info({timeout, Timer, {await, From}}, State) ->
     case lists:keytake(Timer, 3, State#state.waiting) of
         {value, _, Waiting} ->
-            gen_server:reply(From, {error, unreachable}),
+            gen_server:reply(From, {error, timeout}),
             {noreply, State#state{waiting = Waiting}};
         false -> {noreply, State}
     end;
@@ -200,7 +200,8 @@ terminate(_, _) ->
 handle_event({dial, Id, Spec, Seq}, State) ->
     {_, Ref} = spawn_monitor(fun() -> exit({addresses, resolve(Spec)}) end),
     State#state{monitors = (State#state.monitors)#{Ref => {Id, Seq, Spec}}};
-handle_event({node_up, Name}, State) ->
+handle_event({Event, Name}, State) when Event =:= node_up; Event =:= node_found ->
+    %% The second: a route is there again before the node was given up.
     {Up, Waiting} = lists:partition(fun({Node, _, _}) -> atom_to_binary(Node) =:= Name end,
                                     State#state.waiting),
     lists:foreach(fun({_, From, Timer}) ->

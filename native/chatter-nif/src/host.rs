@@ -50,6 +50,10 @@ impl BeamHost {
                 let name = self.channel_peer_name(*id)?;
                 (atoms::node_lost(), bin(env, &name)).encode(env)
             }
+            ControlEvent::NodeFound { id } => {
+                let table = self.node.get()?.upgrade()?.table();
+                (atoms::node_found(), bin(env, &table.route(*id)?.name)).encode(env)
+            }
             ControlEvent::NameClash { name, .. } => {
                 (atoms::name_clash(), bin(env, name)).encode(env)
             }
