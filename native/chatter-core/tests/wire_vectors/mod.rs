@@ -92,9 +92,7 @@ impl Value {
             Self::Opened(header, opened) => (PacketType::Opened, header, opened.encode()),
             Self::Reset(header, reset) => (PacketType::Reset, header, reset.encode()),
             Self::ResetAck(header, reset) => (PacketType::ResetAck, header, reset.encode()),
-            Self::Unreachable(header, notice) => {
-                (PacketType::Unreachable, header, notice.encode())
-            }
+            Self::Unreachable(header, notice) => (PacketType::Unreachable, header, notice.encode()),
             Self::Hello(hello) => return one_hop(PacketType::Hello, &hello.to_bytes()),
             Self::Lsp(lsp) => return one_hop(PacketType::Lsp, &lsp.encode()),
             Self::Bye(reason) => return one_hop(PacketType::Bye, &reason.to_bytes()),
@@ -245,12 +243,8 @@ fn channel_vectors() -> Vec<Vector> {
         window: WINDOW,
         open_epoch: 0xea01_0203_0405_0607,
     };
-    let reset = Reset {
-        from_index: A_INDEX,
-        to_index: B_INDEX,
-        last: 6,
-        reason: ResetReason::Closed,
-    };
+    let reset =
+        Reset { from_index: A_INDEX, to_index: B_INDEX, last: 6, reason: ResetReason::Closed };
     vec![
         Vector {
             name: "open",
@@ -277,10 +271,7 @@ fn channel_vectors() -> Vec<Vector> {
             name: "ack",
             hex: "000031 11 00 20 0000 a1a2a3a4a5a6a7a8 b1b2b3b4b5b6b7b8 aaaa0001 0000000000000000
                 0000000000000004 0000000000800016 00",
-            value: Value::Ack(
-                to_a(A_INDEX),
-                Ack { next: 4, credit: WINDOW + 22, ranges: vec![] },
-            ),
+            value: Value::Ack(to_a(A_INDEX), Ack { next: 4, credit: WINDOW + 22, ranges: vec![] }),
         },
         Vector {
             name: "ack-ranges",
