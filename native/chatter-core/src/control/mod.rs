@@ -182,12 +182,12 @@ impl Control {
         result
     }
 
-    /// Something authentic came in on the link: the peer lives. Cheap; need not be told more often than
-    /// every `hello_ms`.
-    pub fn handle_alive(&mut self, now: Instant, link: LinkId) {
-        self.advance(now);
+    /// Something authentic came in on the link at that time, which may have passed: the peer lived
+    /// then. Cheap; need not be told more often than every `hello_ms`.
+    pub fn handle_alive(&mut self, at: Instant, link: LinkId) {
+        self.advance(at);
         if let Some(adjacency) = self.links.get_mut(&link) {
-            adjacency.alive(self.now);
+            adjacency.alive(at);
         }
     }
 
