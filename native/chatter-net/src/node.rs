@@ -172,6 +172,10 @@ impl Node {
         }
         self.drain(until.max(Instant::now() + Duration::from_millis(100)));
         runtime.shutdown_timeout(Duration::from_secs(1));
+        // Tasks that were still there have left their links in the table, and its half of each socket
+        // would stay open as long as anybody holds the node.
+        self.links.lock().clear();
+        self.publish(None);
     }
 
     /// Waits until everything that is queued has been written and acknowledged, at most until `until`.

@@ -325,11 +325,13 @@ impl Sender {
     fn forget(&mut self, now: Instant, first: &Unacked) {
         let Some(packet) = &first.packet else { return };
         self.unacked_bytes -= packet.len();
-        let rtt = now.saturating_duration_since(first.sent_at);
-        if !first.resent {
-            self.sample(rtt);
-        } else if self.srtt.is_some_and(|srtt| rtt < srtt / 2) {
-            // Too early to be the answer to the copy: nothing was lost, only late.
+        if first.resent {
+            return;
+        }
+        self.sample(now.saturating_duration_since(first.sent_at));
+        let number = first.number;
+        if self.recovery.as_ref().is_some_and(|r| (r.round_end..r.until).contains(&number)) {
+            // It was not sent again, and is there: packets are late, not lost.
             self.recovery = None;
         }
     }
