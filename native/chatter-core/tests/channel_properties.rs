@@ -59,7 +59,7 @@ fn some_setting(rng: &mut Rng) -> Setting {
         doubled: pick(rng, &[0, 0, 50, 500]),
         delay_us: pick(rng, &[0, 50, 1_000, 40_000]),
         jitter_us: pick(rng, &[0, 0, 100, 5_000, 100_000]),
-        early_us: pick(rng, &[0, 0, 1_000_000]),
+        stuck_us: pick(rng, &[0, 0, 1_000_000]),
         vm_us: pick(rng, &[0, 100, 10_000, 2_000_000]),
         route_changes: pick(rng, &[0, 0, 0, 1, 5]) as u32,
     }
@@ -75,7 +75,7 @@ fn everything_comes_out_once_and_in_order() {
         let traffic = [some_batches(&mut rng), some_batches(&mut rng)];
         let mut pipe = Pipe::new(rng.next(), setting.clone(), traffic);
         pipe.run(MINUTES);
-        let is_steady = setting.jitter_us == 0 && setting.early_us == 0;
+        let is_steady = setting.jitter_us == 0 && setting.stuck_us == 0;
         if setting.loss == 0 && setting.route_changes == 0 && is_steady {
             // Data is repeated only if an answer is out for longer than the probe timeout.
             assert_eq!(pipe.counts(0).retransmits + pipe.counts(1).retransmits, 0, "{setting:?}");
@@ -115,7 +115,7 @@ fn disorder_is_not_loss() {
 /// Given all packets late by a second, and none lost, expect few sent again.
 #[test]
 fn a_late_burst_is_not_lost() {
-    let setting = Setting { window: 8 << 20, early_us: 1_000_000, ..Setting::calm() };
+    let setting = Setting { window: 8 << 20, stuck_us: 1_000_000, ..Setting::calm() };
     let mut pipe = Pipe::new(1, setting, [frames(400, 16_000), vec![]]);
     pipe.run(MINUTES);
     assert!(pipe.counts(0).retransmits <= 10, "{:?}", pipe.counts(0));
@@ -125,8 +125,8 @@ fn a_late_burst_is_not_lost() {
 /// a few rounds: the probe's answer says nothing about those behind it.
 #[test]
 fn a_lost_tail_comes_back_in_rounds() {
-    for early_us in [0, 1_000_000] {
-        let setting = Setting { window: 8 << 20, early_us, ..Setting::calm() };
+    for stuck_us in [0, 1_000_000] {
+        let setting = Setting { window: 8 << 20, stuck_us, ..Setting::calm() };
         let mut pipe = Pipe::new(1, setting, [frames(400, 16_000), vec![]]);
         let mut seen = 0;
         pipe.lose = Box::new(move |fate| match fate {
@@ -138,7 +138,7 @@ fn a_lost_tail_comes_back_in_rounds() {
         });
         let took = pipe.run(MINUTES);
         // From the first answers on it is the probe timeout and nine rounds.
-        let most = Duration::from_millis(2_500) + 2 * Duration::from_micros(early_us);
+        let most = Duration::from_millis(3_000) + 2 * Duration::from_micros(stuck_us);
         assert!(took < most, "took {took:?}");
         assert!(pipe.counts(0).retransmits <= 330, "{:?}", pipe.counts(0));
     }

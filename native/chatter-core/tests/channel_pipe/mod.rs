@@ -51,8 +51,8 @@ pub struct Setting {
     pub delay_us: u64,
     /// Up to this much more, for each packet on its own: the cause of disorder.
     pub jitter_us: u64,
-    /// This much more for each packet of the first 50 ms: a queue that drains later.
-    pub early_us: u64,
+    /// Nothing arrives before this: the way is stuck, and all that was sent comes then.
+    pub stuck_us: u64,
     /// The VM takes what is there after up to this long.
     pub vm_us: u64,
     /// The way changes so often, and what is under way is lost.
@@ -68,7 +68,7 @@ impl Setting {
             doubled: 0,
             delay_us: 1_000,
             jitter_us: 0,
-            early_us: 0,
+            stuck_us: 0,
             vm_us: 0,
             route_changes: 0,
         }
@@ -356,9 +356,9 @@ impl Pipe {
 
     fn delay(&mut self) -> Duration {
         let jitter = self.rng.below(self.setting.jitter_us + 1);
-        let is_early = self.now - self.start < Duration::from_millis(50);
-        let early = if is_early { self.setting.early_us } else { 0 };
-        Duration::from_micros(self.setting.delay_us + jitter + early)
+        let stuck = Duration::from_micros(self.setting.stuck_us);
+        let free = (self.start + stuck).saturating_duration_since(self.now);
+        free + Duration::from_micros(self.setting.delay_us + jitter)
     }
 
     fn arrive(&mut self, to: usize, packet: &[u8]) {
