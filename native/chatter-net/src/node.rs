@@ -121,7 +121,7 @@ impl Node {
         let seed = random_u64()?;
         let (control_tx, control_rx) = mpsc::channel(CONTROL_INBOX);
         let now = Instant::now();
-        let control = Control::new(config.control.clone(), me.clone(), seed, now);
+        let control = Control::new(config.control, me.clone(), seed, now);
         let node = Arc::new(Self {
             me,
             config,
