@@ -11,7 +11,7 @@ use crate::wire::packet::Packet;
 const QUANTUM: usize = 16 * 1024 + 64;
 
 /// Which queue a packet belongs to.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum QueueKey {
     /// A channel of this node, by its index.
     Own(u32),
@@ -173,7 +173,8 @@ impl Scheduler {
             .queues
             .iter()
             .filter(|(key, _)| matches!(key, QueueKey::Transit(_)))
-            .max_by_key(|(_, queue)| queue.bytes)
+            // By the key as well: what is dropped must not depend on the order of a hash table.
+            .max_by_key(|(key, queue)| (queue.bytes, **key))
             .map(|(key, _)| *key);
         let Some(key) = fattest else { return };
         let Some(queue) = self.queues.get_mut(&key) else { return };

@@ -121,7 +121,7 @@ impl Node {
         let seed = random_u64()?;
         let (control_tx, control_rx) = mpsc::channel(CONTROL_INBOX);
         let now = Instant::now();
-        let control = Control::new(config.control.clone(), me.clone(), seed, now);
+        let control = Control::new(config.control, me.clone(), seed, now);
         let node = Arc::new(Self {
             me,
             config,
@@ -173,6 +173,10 @@ impl Node {
         }
         self.drain(until.max(Instant::now() + Duration::from_millis(100)));
         stopper.stop();
+        // Tasks that were still there have left their links in the table, and its half of each socket
+        // would stay open as long as anybody holds the node.
+        self.links.lock().clear();
+        self.publish(None);
     }
 
     /// Waits until everything that is queued has been written and acknowledged, at most until `until`.

@@ -13,6 +13,11 @@ use crate::wire::reader::WireError;
 /// packets, seldom enough that they cost nothing.
 const ACK_EVERY: u64 = 256 * 1024;
 
+/// Packets kept ahead of a missing one: one for so many bytes of the window, and no fewer than this.
+/// A packet costs memory of its own, however little is in it.
+const BYTES_PER_AHEAD: u64 = 64;
+const MAX_AHEAD_MIN: u64 = 1024;
+
 /// Where a receiver puts what it has received; the next owner of the bytes (the VM).
 pub trait Sink {
     /// One whole frame; `cost` is to be granted once it is consumed.
@@ -82,6 +87,11 @@ pub struct Receiver {
     /// Arrived ahead of a missing packet: content by number. Bounded by the credit.
     ahead: BTreeMap<u64, Bytes>,
     ahead_bytes: u64,
+    /// Sum of what they cost.
+    ahead_cost: u64,
+    /// The same as ranges, first to last number + 1: an acknowledgement must not cost as much as
+    /// there is ahead.
+    ahead_ranges: BTreeMap<u64, u64>,
     window: u64,
     max_frame: usize,
     /// Offset up to which everything has been consumed; credit is this plus the window.
@@ -101,6 +111,8 @@ impl Receiver {
             next: 1,
             ahead: BTreeMap::new(),
             ahead_bytes: 0,
+            ahead_cost: 0,
+            ahead_ranges: BTreeMap::new(),
             window,
             max_frame,
             consumed: 0,
@@ -155,7 +167,13 @@ impl Receiver {
             }
             let content = entry.remove();
             self.ahead_bytes -= content.len() as u64;
+            if let Some(to) = self.ahead_ranges.remove(&self.next).filter(|to| *to > self.next + 1)
+            {
+                self.ahead_ranges.insert(self.next + 1, to);
+            }
+            let received = self.received;
             self.deliver(&content, sink, acks)?;
+            self.ahead_cost -= self.received - received;
             need = AckNeed::Now;
         }
         let credit_news = self.credit() - self.told_credit >= self.window / 4;
@@ -206,28 +224,36 @@ impl Receiver {
     }
 
     fn ranges(&self) -> Vec<(u64, u64)> {
-        let mut ranges: Vec<(u64, u64)> = Vec::new();
-        for &number in self.ahead.keys() {
-            if let Some(last) = ranges.last_mut().filter(|last| last.1 == number) {
-                last.1 += 1;
-            } else if ranges.len() < MAX_ACK_RANGES {
-                ranges.push((number, number + 1));
-            } else {
-                break;
-            }
-        }
-        ranges
+        self.ahead_ranges.iter().take(MAX_ACK_RANGES).map(|(from, to)| (*from, *to)).collect()
     }
 
     fn keep_ahead(&mut self, number: u64, content: &[u8]) -> Result<(), ReceiveError> {
-        // Everything ahead fits the credit, or the peer has broken it.
-        let len = content.len() as u64;
-        if self.ahead_bytes + len > 2 * self.window + super::CHUNK_LEN as u64 {
+        let cost = cost_of(content)?;
+        // Everything ahead fits the credit, or the peer has broken it. So do the numbers: every item
+        // costs something.
+        let over = self.received + self.ahead_cost + cost > self.credit();
+        if over || number - self.next > self.window {
             return Err(ReceiveError::Credit);
         }
-        self.ahead_bytes += len;
+        if self.ahead.len() as u64 >= MAX_AHEAD_MIN.max(self.window / BYTES_PER_AHEAD) {
+            // Many tiny packets: those that are not kept come again.
+            return Ok(());
+        }
+        self.ahead_bytes += content.len() as u64;
+        self.ahead_cost += cost;
         self.ahead.insert(number, Bytes::copy_from_slice(content));
+        self.note_ahead(number);
         Ok(())
+    }
+
+    fn note_ahead(&mut self, number: u64) {
+        let to = self.ahead_ranges.remove(&(number + 1)).unwrap_or(number + 1);
+        match self.ahead_ranges.range_mut(..number).next_back() {
+            Some((_, end)) if *end == number => *end = to,
+            _ => {
+                self.ahead_ranges.insert(number, to);
+            }
+        }
     }
 
     fn deliver(
@@ -306,4 +332,18 @@ impl Receiver {
         }
         Ok(())
     }
+}
+
+/// What the items of a packet cost together.
+fn cost_of(content: &[u8]) -> Result<u64, WireError> {
+    let mut rest = content;
+    let mut cost = 0;
+    while let Some(item) = next_item(&mut rest)? {
+        cost += match item {
+            Item::Frame(body) | Item::More(body) | Item::Handshake(body) => item_cost(body.len()),
+            Item::First { part, .. } => item_cost(part.len() + TOTAL_LEN),
+            Item::Ack { .. } => 0,
+        };
+    }
+    Ok(cost)
 }

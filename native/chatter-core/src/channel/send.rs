@@ -52,9 +52,27 @@ struct Built {
 
 struct Unacked {
     number: u64,
-    packet: Packet,
-    /// When it was last handed out; `None` once a range has acknowledged it.
-    sent_at: Option<Instant>,
+    /// `None` once a range has acknowledged it: the receiver keeps what it has acknowledged.
+    packet: Option<Packet>,
+    /// When it was last handed out.
+    sent_at: Instant,
+    /// It was handed out more than once: which copy an acknowledgement means is not known.
+    resent: bool,
+    /// It is in the list of those to hand out again.
+    queued: bool,
+}
+
+/// The way back after a probe timeout. The answer to a probe shows that the way is open, and nothing
+/// about the packets behind it, because it has the number of a packet that was lost. They are handed
+/// out again in rounds, each twice as large as the one before and only after all of that was
+/// acknowledged.
+struct Recovery {
+    /// Packets from this number on were handed out after the timeout.
+    until: u64,
+    /// The first packet behind the present round.
+    round_end: u64,
+    /// Packets of the present round.
+    round: usize,
 }
 
 /// The sending half of a channel.
@@ -78,8 +96,13 @@ pub struct Sender {
     waiting_bytes: usize,
     unacked: VecDeque<Unacked>,
     unacked_bytes: usize,
-    /// To hand out again.
-    resend: VecDeque<Packet>,
+    /// Ranges of the last acknowledgement: what they cover is dealt with.
+    ranges: Vec<(u64, u64)>,
+    /// Numbers to hand out again; those acknowledged in the meantime are passed over.
+    resend: VecDeque<u64>,
+    recovery: Option<Recovery>,
+    /// The receiver is to be asked for its credit.
+    ask_credit: bool,
     probe: Option<Instant>,
     probe_after: Duration,
     srtt: Option<Duration>,
@@ -101,7 +124,10 @@ impl Sender {
             waiting_bytes: 0,
             unacked: VecDeque::new(),
             unacked_bytes: 0,
+            ranges: Vec::new(),
             resend: VecDeque::new(),
+            recovery: None,
+            ask_credit: false,
             probe: None,
             probe_after: PROBE_MIN,
             srtt: None,
@@ -145,9 +171,12 @@ impl Sender {
         self.expected = bytes;
     }
 
-    /// Takes one frame of the VM of at most [`CHUNK_LEN`] bytes, given in pieces of `total` bytes in
-    /// all. They are copied.
+    /// Takes one frame of the VM, given in pieces of `total` bytes in all. They are copied.
     pub fn push_frame(&mut self, pieces: &[&[u8]], total: usize) {
+        if total > CHUNK_LEN {
+            let pieces: Vec<Bytes> = pieces.iter().map(|p| Bytes::copy_from_slice(p)).collect();
+            return self.push_large_frame(&pieces, total);
+        }
         self.begin_item(item::FRAME, total);
         for piece in pieces {
             self.building.extend_from_slice(piece);
@@ -203,18 +232,7 @@ impl Sender {
     fn finish_packet(&mut self, mut head: Vec<u8>, body: Bytes) {
         let number = self.next_number;
         self.next_number += 1;
-        let header = RoutedHeader {
-            flags: 0,
-            hop_limit: HOP_LIMIT,
-            mutable: 0,
-            destination: self.route.destination,
-            source: self.route.source,
-            channel: self.route.channel,
-            number,
-        };
-        let len = head.len() + body.len() - PACKET_HEADER_LEN;
-        head[..PACKET_HEADER_LEN].copy_from_slice(&packet_header(PacketType::Data, len));
-        head[PACKET_HEADER_LEN..PREFIX_LEN].copy_from_slice(&header.to_bytes());
+        self.put_prefix(&mut head, number, body.len());
         let packet = Packet { head: Bytes::from(head), body };
         self.waiting_bytes += packet.len();
         let cost = std::mem::take(&mut self.building_cost);
@@ -241,13 +259,19 @@ impl Sender {
 
     /// The next packet to put on a link, resends first.
     pub fn poll_packet(&mut self, now: Instant) -> Option<Packet> {
-        if let Some(packet) = self.resend.pop_front() {
-            self.retransmits += 1;
-            return Some(packet);
+        while let Some(number) = self.resend.pop_front() {
+            if let Some(packet) = self.hand_out_again(now, number) {
+                self.retransmits += 1;
+                return Some(packet);
+            }
+        }
+        if std::mem::take(&mut self.ask_credit) {
+            return Some(self.credit_probe());
         }
         let cost = self.waiting.front()?.cost;
-        // A packet may overshoot the credit only if nothing is outstanding: it could never go else.
         if self.sent_offset + cost > self.credit {
+            // The acknowledgement with more credit may get lost: this end has to ask for it then.
+            self.probe.get_or_insert(now + self.probe_after);
             return None;
         }
         let built = self.waiting.pop_front()?;
@@ -256,34 +280,34 @@ impl Sender {
         self.unacked_bytes += built.packet.len();
         self.unacked.push_back(Unacked {
             number: built.number,
-            packet: built.packet.clone(),
-            sent_at: Some(now),
+            packet: Some(built.packet.clone()),
+            sent_at: now,
+            resent: false,
+            queued: false,
         });
-        if self.probe.is_none() {
-            self.probe = Some(now + self.probe_after);
-        }
+        self.probe.get_or_insert(now + self.probe_after);
         Some(built.packet)
     }
 
     /// Takes an acknowledgement. Old ones do no harm: everything in them only grows.
     pub fn handle_ack(&mut self, now: Instant, ack: &Ack) {
+        let mut progress = ack.credit > self.credit;
         self.credit = self.credit.max(ack.credit);
-        let mut progress = false;
         while let Some(first) = self.unacked.pop_front_if(|first| first.number < ack.next) {
-            if let Some(sent_at) = first.sent_at {
-                self.sample(now.saturating_duration_since(sent_at));
-            }
-            self.unacked_bytes -= first.packet.len();
             progress = true;
+            self.forget(now, &first);
         }
-        if let Some(&(_, highest)) = ack.ranges.last() {
-            self.handle_ranges(now, &ack.ranges, highest);
+        if ack.ranges.is_empty() {
+            self.ranges.clear();
+        } else {
+            progress |= self.handle_ranges(now, &ack.ranges);
         }
         if progress {
             self.probe_after = self.probe_interval();
             self.probe = Some(now + self.probe_after);
+            self.recover();
         }
-        if self.unacked.is_empty() {
+        if self.is_idle() {
             self.probe = None;
         }
     }
@@ -291,12 +315,16 @@ impl Sender {
     /// The way to the destination has changed: all that is not acknowledged may have been lost.
     pub fn handle_route_change(&mut self, now: Instant) {
         self.resend.clear();
+        self.recovery = None;
+        self.probe_after = self.probe_interval();
+        self.probe = (!self.is_idle()).then_some(now + self.probe_after);
         for entry in &mut self.unacked {
-            if entry.sent_at.is_some() {
-                entry.sent_at = Some(now);
-                self.resend.push_back(entry.packet.clone());
+            entry.queued = entry.packet.is_some();
+            if entry.queued {
+                self.resend.push_back(entry.number);
             }
         }
+        self.ask_credit = self.unacked.is_empty() && self.is_held_back();
     }
 
     /// When [`Sender::handle_timeout`] wants to be called.
@@ -304,42 +332,142 @@ impl Sender {
         self.probe
     }
 
-    /// Resends the first unacknowledged packet when nothing was heard for the probe timeout.
+    /// Nothing was heard for the probe timeout: sends the first unacknowledged packet again, or asks
+    /// for the credit that everything waits for.
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.probe.is_none_or(|at| now < at) {
             return;
         }
-        match self.unacked.front() {
-            Some(first) => {
-                self.resend.push_back(first.packet.clone());
-                self.probe_after = (self.probe_after * 2).min(PROBE_MAX);
-                self.probe = Some(now + self.probe_after);
+        if self.is_idle() {
+            self.probe = None;
+            return;
+        }
+        self.probe_after = (self.probe_after * 2).min(PROBE_MAX);
+        self.probe = Some(now + self.probe_after);
+        match (self.unacked.front(), self.unacked.back()) {
+            (Some(first), Some(last)) => {
+                let (first, until) = (first.number, last.number + 1);
+                self.recovery = Some(Recovery { until, round_end: first + 1, round: 1 });
+                self.queue_again(first);
             }
-            None => self.probe = None,
+            _ => self.ask_credit = true,
         }
     }
 
-    fn handle_ranges(&mut self, now: Instant, ranges: &[(u64, u64)], highest: u64) {
-        // A packet is sent again at most once per round trip, however many ACKs show the gap.
-        let again_before = now.checked_sub(self.srtt.unwrap_or(PROBE_MIN) * 9 / 8);
-        let Some(first) = self.unacked.front().map(|u| u.number) else { return };
+    /// Notes what `ranges` acknowledge and queues what they show to be lost. Returns whether there was
+    /// anything new in them. Costs as much as there is new and missing, not as there is in the ranges.
+    fn handle_ranges(&mut self, now: Instant, ranges: &[(u64, u64)]) -> bool {
+        let Some(first) = self.unacked.front().map(|first| first.number) else { return false };
+        let known = std::mem::replace(&mut self.ranges, ranges.to_vec());
+        let mut progress = false;
         for &(from, to) in ranges {
-            let (from, to) = (from.max(first), to.min(self.next_number));
-            for number in from..to {
-                let Some(entry) = self.unacked.get_mut((number - first) as usize) else { break };
-                entry.sent_at = None;
+            let seen = known.iter().find(|k| k.0 <= from && from < k.1).map_or(from, |k| k.1);
+            for number in seen.max(first)..to {
+                let Some(entry) = self.entry(number) else { break };
+                if let Some(packet) = entry.packet.take() {
+                    self.unacked_bytes -= packet.len();
+                    progress = true;
+                }
             }
         }
-        for entry in &mut self.unacked {
-            if entry.number + REORDER_THRESHOLD >= highest {
-                break;
+        // A packet is sent again at most once per round trip, however many ACKs show the gap.
+        let again_after = self.srtt.unwrap_or(PROBE_MIN) * 9 / 8;
+        let highest = ranges.last().map_or(0, |last| last.1);
+        let mut gap = first;
+        for &(from, to) in ranges {
+            for number in gap..from.min(highest.saturating_sub(REORDER_THRESHOLD)) {
+                let Some(entry) = self.entry(number) else { break };
+                if now.saturating_duration_since(entry.sent_at) >= again_after {
+                    self.queue_again(number);
+                }
             }
-            let Some(sent_at) = entry.sent_at else { continue };
-            if again_before.is_some_and(|limit| sent_at <= limit) {
-                entry.sent_at = Some(now);
-                self.resend.push_back(entry.packet.clone());
-            }
+            gap = gap.max(to);
         }
+        progress
+    }
+
+    /// A packet has been acknowledged, with all before it.
+    fn forget(&mut self, now: Instant, first: &Unacked) {
+        let Some(packet) = &first.packet else { return };
+        self.unacked_bytes -= packet.len();
+        if first.resent {
+            return;
+        }
+        self.sample(now.saturating_duration_since(first.sent_at));
+        let number = first.number;
+        if self.recovery.as_ref().is_some_and(|r| (r.round_end..r.until).contains(&number)) {
+            // It was not sent again, and is there: packets are late, not lost.
+            self.recovery = None;
+        }
+    }
+
+    /// Begins the next round of the recovery when the last one is acknowledged.
+    fn recover(&mut self) {
+        let Some(first) = self.unacked.front().map(|first| first.number) else {
+            self.recovery = None;
+            return;
+        };
+        let Some(recovery) = self.recovery.as_mut().filter(|r| first < r.until) else {
+            self.recovery = None;
+            return;
+        };
+        if first < recovery.round_end {
+            return;
+        }
+        recovery.round = recovery.round.saturating_mul(2);
+        let (until, round) = (recovery.until, recovery.round);
+        let lost = |entry: &&Unacked| entry.packet.is_some() && entry.number < until;
+        let lost = self.unacked.iter().filter(lost).map(|entry| entry.number);
+        let numbers: Vec<u64> = lost.take(round).collect();
+        recovery.round_end = numbers.last().map_or(until, |last| last + 1);
+        numbers.into_iter().for_each(|number| self.queue_again(number));
+    }
+
+    fn entry(&mut self, number: u64) -> Option<&mut Unacked> {
+        let first = self.unacked.front()?.number;
+        self.unacked.get_mut(usize::try_from(number.checked_sub(first)?).ok()?)
+    }
+
+    fn queue_again(&mut self, number: u64) {
+        if let Some(entry) = self.entry(number)
+            && entry.packet.is_some()
+            && !entry.queued
+        {
+            entry.queued = true;
+            self.resend.push_back(number);
+        }
+    }
+
+    fn hand_out_again(&mut self, now: Instant, number: u64) -> Option<Packet> {
+        let entry = self.entry(number)?;
+        entry.queued = false;
+        entry.sent_at = now;
+        entry.resent = true;
+        entry.packet.clone()
+    }
+
+    /// A DATA packet outside the numbering: the receiver takes it for a repeated one, and tells how
+    /// far it is and what credit there is.
+    fn credit_probe(&self) -> Packet {
+        let mut packet = vec![0; PREFIX_LEN];
+        self.put_prefix(&mut packet, 0, 0);
+        Packet::from(packet)
+    }
+
+    /// Fills in the headers in front of `head`, which `body_len` bytes follow.
+    fn put_prefix(&self, head: &mut [u8], number: u64, body_len: usize) {
+        let header = RoutedHeader {
+            flags: 0,
+            hop_limit: HOP_LIMIT,
+            mutable: 0,
+            destination: self.route.destination,
+            source: self.route.source,
+            channel: self.route.channel,
+            number,
+        };
+        let len = head.len() + body_len - PACKET_HEADER_LEN;
+        head[..PACKET_HEADER_LEN].copy_from_slice(&packet_header(PacketType::Data, len));
+        head[PACKET_HEADER_LEN..PREFIX_LEN].copy_from_slice(&header.to_bytes());
     }
 
     fn sample(&mut self, rtt: Duration) {

@@ -1,0 +1,381 @@
+//! Peers that break the protocol of a channel: the right error, and nothing held for them.
+
+use std::time::{Duration, Instant};
+
+use chatter_core::channel::CHUNK_LEN;
+use chatter_core::channel::receive::{AckNeed, Piggyback, ReceiveError, Receiver, Sink};
+use chatter_core::channel::send::{Route, Sender};
+use chatter_core::ids::{ChannelIndex, NodeId};
+use chatter_core::wire::PACKET_HEADER_LEN;
+use chatter_core::wire::data::{Ack, Item, item, item_header, next_item};
+use chatter_core::wire::packet::Packet;
+use chatter_core::wire::reader::WireError;
+use chatter_core::wire::routed::ROUTED_HEADER_LEN;
+
+#[derive(Default)]
+struct Nothing(usize);
+
+impl Sink for Nothing {
+    fn frame(&mut self, _: &[u8], _: u64) {
+        self.0 += 1;
+    }
+    fn frame_start(&mut self, _: usize) {}
+    fn frame_part(&mut self, _: &[u8]) {}
+    fn frame_end(&mut self, _: u64) {
+        self.0 += 1;
+    }
+    fn handshake(&mut self, _: &[u8], _: u64) {}
+}
+
+const WINDOW: u64 = 1_000;
+const MAX_FRAME: usize = 500;
+
+fn one(kind: u8, body: &[u8]) -> Vec<u8> {
+    [&item_header(kind, body.len()), body].concat()
+}
+
+fn first(total: u32, part: &[u8]) -> Vec<u8> {
+    one(item::FIRST, &[&total.to_be_bytes(), part].concat())
+}
+
+/// What becomes of the last of these packets, numbered from 1; the others are in order.
+fn last_of(packets: &[Vec<u8>]) -> Result<AckNeed, ReceiveError> {
+    let mut receiver = Receiver::new(WINDOW, MAX_FRAME);
+    let mut result = Ok(AckNeed::None);
+    for (number, content) in (1..).zip(packets) {
+        assert!(result.is_ok(), "packet {} of {packets:?}: {result:?}", number - 1);
+        result = receiver.handle_data(number, content, &mut Nothing::default(), &mut Vec::new());
+    }
+    result
+}
+
+/// Given parts without a first, two firsts, a first that is whole, or too many bytes, expect `Parts`.
+#[test]
+fn parts_out_of_order() {
+    let part = |n: usize| one(item::MORE, &vec![0; n]);
+    for packets in [
+        vec![part(1)],
+        vec![one(item::FRAME, b"x"), part(0)],
+        vec![first(10, b"123"), first(10, b"123")],
+        vec![first(3, b"123")],
+        vec![first(0, b"")],
+        vec![first(2, b"123")],
+        vec![first(10, b"123"), part(8)],
+        vec![first(10, b"123"), part(7), part(0)],
+    ] {
+        assert_eq!(last_of(&packets), Err(ReceiveError::Parts), "{packets:?}");
+    }
+    // Frames and handshake messages may come between parts.
+    let between =
+        vec![first(10, b"123"), one(item::FRAME, b"x"), one(item::HANDSHAKE, b"y"), part(7)];
+    assert!(last_of(&between).is_ok());
+}
+
+/// Given a frame over `max_frame`, whole or announced, expect `FrameTooLong` before any of it is kept.
+#[test]
+fn frames_over_the_limit() {
+    let limit = MAX_FRAME;
+    let error = |len| Err(ReceiveError::FrameTooLong { len, limit });
+    assert_eq!(last_of(&[one(item::FRAME, &[0; MAX_FRAME + 1])]), error(MAX_FRAME + 1));
+    assert_eq!(last_of(&[first(501, b"1")]), error(MAX_FRAME + 1));
+    assert_eq!(last_of(&[first(u32::MAX, b"1")]), error(u32::MAX as usize));
+    assert!(last_of(&[one(item::FRAME, &[0; MAX_FRAME])]).is_ok());
+    assert!(last_of(&[first(500, b"1")]).is_ok());
+}
+
+/// Given more than the credit, in order, expect `Credit` at the item that passes it; exactly the
+/// credit is fine.
+#[test]
+fn over_credit_in_order() {
+    let frame = |n: usize| one(item::FRAME, &vec![0; n]);
+    assert!(last_of(&[frame(496), frame(496)]).is_ok());
+    assert_eq!(last_of(&[frame(496), frame(497)]), Err(ReceiveError::Credit));
+    assert_eq!(last_of(&[frame(496), frame(492), frame(0), frame(0)]), Err(ReceiveError::Credit));
+    let acks = one(item::ACK, &[0; 16]).repeat(200);
+    assert!(last_of(&[acks]).is_ok(), "acknowledgements are free");
+}
+
+/// Given more than the credit ahead of a missing packet, expect `Credit`; the acknowledgements on the
+/// back of small frames are not part of it.
+#[test]
+fn over_credit_ahead() {
+    let ahead = |contents: &[Vec<u8>]| {
+        let mut receiver = Receiver::new(WINDOW, MAX_FRAME);
+        let mut result = Ok(AckNeed::None);
+        for (number, content) in (2..).zip(contents) {
+            result =
+                receiver.handle_data(number, content, &mut Nothing::default(), &mut Vec::new());
+            if result.is_err() {
+                break;
+            }
+        }
+        (result, receiver.ahead_bytes())
+    };
+    let full = [one(item::FRAME, &[0; 496]), one(item::FRAME, &[0; 496])];
+    assert_eq!(ahead(&full), (Ok(AckNeed::Now), 1_000));
+    let over = [&full[..], &[one(item::FRAME, b"")]].concat();
+    assert_eq!(ahead(&over), (Err(ReceiveError::Credit), 1_000));
+    let small = [one(item::ACK, &[0; 16]), one(item::FRAME, b"")].concat();
+    assert_eq!(ahead(&vec![small; 250]), (Ok(AckNeed::Now), 6_000));
+}
+
+/// Given numbers that no sender can have reached, expect `Credit`, not an entry for each.
+#[test]
+fn numbers_far_ahead() {
+    for number in [WINDOW + 2, u64::MAX - 1, u64::MAX] {
+        let mut receiver = Receiver::new(WINDOW, MAX_FRAME);
+        let taken = receiver.handle_data(number, &[], &mut Nothing::default(), &mut Vec::new());
+        assert_eq!(taken, Err(ReceiveError::Credit), "{number}");
+    }
+}
+
+/// Given packets that cost nothing, expect no more of them kept than the limit: those left out are not
+/// acknowledged and would come again.
+#[test]
+fn empty_packets_ahead_are_bounded() {
+    let mut receiver = Receiver::new(1 << 20, MAX_FRAME);
+    let mut sink = Nothing::default();
+    for number in 2..100_000 {
+        receiver.handle_data(number, &[], &mut sink, &mut Vec::new()).unwrap();
+    }
+    assert_eq!(receiver.take_ack().ranges, [(2, 2 + (1 << 20) / 64)]);
+    receiver.handle_data(1, &[], &mut sink, &mut Vec::new()).unwrap();
+    assert_eq!(receiver.next_number(), 2 + (1 << 20) / 64);
+    assert_eq!(receiver.ahead_bytes(), 0);
+}
+
+/// Given malformed items, in order or ahead, expect `Wire`.
+#[test]
+fn malformed_items() {
+    for content in [vec![9, 0, 0, 0], vec![1, 0, 0], vec![1, 0, 0, 5, 1], vec![5, 0, 0, 1, 1]] {
+        let mut receiver = Receiver::new(WINDOW, MAX_FRAME);
+        for number in [1, 2] {
+            let taken =
+                receiver.handle_data(number, &content, &mut Nothing::default(), &mut Vec::new());
+            assert!(matches!(taken, Err(ReceiveError::Wire(_))), "{content:?}: {taken:?}");
+        }
+    }
+    assert_eq!(
+        last_of(&[one(item::FIRST, b"123")]),
+        Err(ReceiveError::Wire(WireError::Truncated("frame length")))
+    );
+}
+
+/// Given a packet again, before or after it was taken, expect it to be dropped, counted and answered.
+#[test]
+fn repeated_packets() {
+    let mut receiver = Receiver::new(WINDOW, MAX_FRAME);
+    let mut sink = Nothing::default();
+    let frame = one(item::FRAME, b"x");
+    for number in [1, 1, 3, 3, 2, 2, 3, 0] {
+        receiver.handle_data(number, &frame, &mut sink, &mut Vec::new()).unwrap();
+    }
+    assert_eq!((sink.0, receiver.duplicates(), receiver.next_number()), (3, 5, 4));
+    let again = receiver.handle_data(1, &frame, &mut sink, &mut Vec::new());
+    assert_eq!(again, Ok(AckNeed::Now));
+}
+
+/// Given more ranges than an acknowledgement holds, expect the lowest; given what closes gaps, expect
+/// ranges to be joined.
+#[test]
+fn ranges_are_told() {
+    let mut receiver = Receiver::new(1 << 20, MAX_FRAME);
+    let mut put = |number| {
+        let taken = receiver.handle_data(number, b"", &mut Nothing::default(), &mut Vec::new());
+        assert!(taken.is_ok());
+        receiver.take_ack().ranges
+    };
+    assert_eq!(put(5), [(5, 6)]);
+    assert_eq!(put(3), [(3, 4), (5, 6)]);
+    assert_eq!(put(4), [(3, 6)]);
+    assert_eq!(put(6), [(3, 7)]);
+    assert_eq!(put(2), [(2, 7)]);
+    for i in 0..40 {
+        put(10 + 2 * i);
+    }
+    let told = put(9);
+    assert_eq!(told.len(), 32);
+    assert_eq!(told[..3], [(2, 7), (9, 11), (12, 13)]);
+    let left = put(1);
+    assert_eq!(left[0], (9, 11));
+}
+
+/// Given news while a packet is missing, expect it in an ACK with ranges, not on the back of data.
+#[test]
+fn no_piggyback_over_a_gap() {
+    let mut receiver = Receiver::new(WINDOW, MAX_FRAME);
+    let frame = one(item::FRAME, b"x");
+    let put = |receiver: &mut Receiver, number| {
+        receiver.handle_data(number, &frame, &mut Nothing::default(), &mut Vec::new()).unwrap();
+    };
+    put(&mut receiver, 1);
+    put(&mut receiver, 3);
+    assert_eq!(receiver.take_piggyback(), None);
+    put(&mut receiver, 2);
+    assert_eq!(receiver.take_piggyback(), Some(Piggyback { next: 4, credit: WINDOW }));
+    assert_eq!(receiver.take_piggyback(), None);
+}
+
+fn sender(credit: u64) -> Sender {
+    let route = Route { source: NodeId(1), destination: NodeId(2), channel: ChannelIndex(3) };
+    Sender::new(route, credit)
+}
+
+fn push(sender: &mut Sender, count: usize) {
+    for _ in 0..count {
+        sender.push_frame(&[&[0; 96]], 96);
+        sender.end_batch();
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "any base of virtual time")]
+fn start() -> Instant {
+    Instant::now()
+}
+
+fn ack(next: u64, credit: u64, ranges: &[(u64, u64)]) -> Ack {
+    Ack { next, credit, ranges: ranges.to_vec() }
+}
+
+fn poll_all(sender: &mut Sender, now: Instant) -> usize {
+    std::iter::from_fn(|| sender.poll_packet(now)).count()
+}
+
+/// Given a gap that many acknowledgements show, expect the packet again once per round trip; given
+/// that it is acknowledged before it goes out, expect nothing.
+#[test]
+fn a_gap_is_filled_once_per_round_trip() {
+    let (mut sender, mut now) = (sender(1 << 20), start());
+    push(&mut sender, 20);
+    assert_eq!(poll_all(&mut sender, now), 20);
+    now += Duration::from_millis(10);
+    sender.handle_ack(now, &ack(2, 1 << 20, &[]));
+    now += Duration::from_millis(2);
+    for highest in 4..20 {
+        sender.handle_ack(now, &ack(2, 1 << 20, &[(3, highest)]));
+        let expected = usize::from(highest == 6);
+        assert_eq!(poll_all(&mut sender, now), expected, "at {highest}");
+    }
+    assert_eq!(sender.retransmits(), 1);
+    now += Duration::from_millis(12);
+    sender.handle_ack(now, &ack(2, 1 << 20, &[(3, 21)]));
+    sender.handle_ack(now, &ack(21, 1 << 20, &[]));
+    assert_eq!(poll_all(&mut sender, now), 0, "acknowledged in the meantime");
+    assert!(sender.is_idle() && sender.poll_timeout().is_none());
+}
+
+/// Given timeouts and route changes while nobody polls, expect each packet at most once in the list.
+#[test]
+fn nothing_piles_up_without_a_route() {
+    let (mut sender, mut now) = (sender(1 << 20), start());
+    push(&mut sender, 10);
+    assert_eq!(poll_all(&mut sender, now), 10);
+    for _ in 0..100 {
+        now += Duration::from_secs(5);
+        sender.handle_timeout(now);
+        sender.handle_route_change(now);
+        sender.handle_timeout(now + Duration::from_secs(3));
+    }
+    assert_eq!(poll_all(&mut sender, now), 10);
+    let (_, unacked) = sender.queued_bytes();
+    assert_eq!(unacked, 10 * (36 + 100));
+}
+
+/// Given what ranges acknowledge, expect its memory to be free at once and it not to be sent again.
+#[test]
+fn ranges_free_memory() {
+    let (mut sender, now) = (sender(1 << 20), start());
+    push(&mut sender, 10);
+    assert_eq!(poll_all(&mut sender, now), 10);
+    sender.handle_ack(now, &ack(1, 1 << 20, &[(3, 11)]));
+    assert_eq!(sender.queued_bytes().1, 2 * (36 + 100));
+    sender.handle_route_change(now);
+    assert_eq!(poll_all(&mut sender, now), 2);
+}
+
+/// Given credit for some, expect exactly these; given more, expect the rest.
+#[test]
+fn credit_holds_back_and_lets_go() {
+    let (mut sender, now) = (sender(350), start());
+    push(&mut sender, 5);
+    assert_eq!(poll_all(&mut sender, now), 3);
+    assert!(sender.is_held_back());
+    sender.handle_ack(now, &ack(4, 399, &[]));
+    assert_eq!(poll_all(&mut sender, now), 0);
+    sender.handle_ack(now, &ack(4, 400, &[]));
+    assert_eq!(poll_all(&mut sender, now), 1);
+    sender.handle_ack(now, &ack(1, 100, &[]));
+    assert_eq!(poll_all(&mut sender, now), 0, "old news do not take credit away");
+    sender.handle_ack(now, &ack(5, 1_000, &[]));
+    assert_eq!(poll_all(&mut sender, now), 1);
+    assert!(!sender.is_held_back());
+}
+
+/// Given the probe timeout, expect a probe that backs off to two seconds; given an answer, expect it
+/// to start over.
+#[test]
+fn probes_back_off() {
+    let (mut sender, now) = (sender(1 << 20), start());
+    push(&mut sender, 3);
+    poll_all(&mut sender, now);
+    let mut waits = Vec::new();
+    let mut last = now;
+    for _ in 0..6 {
+        let at = sender.poll_timeout().unwrap();
+        sender.handle_timeout(at - Duration::from_millis(1));
+        assert_eq!(poll_all(&mut sender, at), 0);
+        sender.handle_timeout(at);
+        assert_eq!(poll_all(&mut sender, at), 1);
+        waits.push((at - last).as_millis());
+        last = at;
+    }
+    assert_eq!(waits, [200, 400, 800, 1_600, 2_000, 2_000]);
+    sender.handle_ack(last, &ack(2, 1 << 20, &[]));
+    assert!(sender.poll_timeout().unwrap() <= last + Duration::from_secs(2));
+}
+
+/// Given pieces at odd places and a length around the chunk, expect the frame's bytes in as many
+/// packets as there are chunks, or one more per large piece, which is never copied to fill a chunk.
+#[test]
+fn pieces_make_no_difference() {
+    for len in [0, 1, CHUNK_LEN - 1, CHUNK_LEN, CHUNK_LEN + 1, 2 * CHUNK_LEN, 2 * CHUNK_LEN + 1] {
+        let frame: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
+        let all = |cuts: &[usize]| {
+            let mut pieces = Vec::new();
+            let mut rest = &frame[..];
+            for &cut in cuts {
+                let (head, tail) = rest.split_at(cut.min(rest.len()));
+                pieces.push(head);
+                rest = tail;
+            }
+            pieces.push(rest);
+            let mut sender = sender(1 << 20);
+            sender.push_frame(&pieces, len);
+            sender.end_batch();
+            let now = start();
+            let packets: Vec<Packet> = std::iter::from_fn(|| sender.poll_packet(now)).collect();
+            let parts: Vec<Vec<u8>> = packets.iter().map(part_of).collect();
+            assert!(parts.iter().all(|part| part.len() <= CHUNK_LEN), "{len} {cuts:?}");
+            (packets.len(), parts.concat())
+        };
+        let whole = all(&[]);
+        assert!(whole == (len.div_ceil(CHUNK_LEN).max(1), frame.clone()), "{len}");
+        for cuts in [&[0, 0][..], &[1, 1, 1], &[CHUNK_LEN], &[CHUNK_LEN - 1, 2], &[7, CHUNK_LEN]] {
+            let (packets, bytes) = all(cuts);
+            assert!(bytes == frame, "{len} {cuts:?}");
+            assert!((whole.0..=whole.0 + cuts.len()).contains(&packets), "{len} {cuts:?}");
+        }
+    }
+}
+
+/// The frame's bytes in a packet with one item of a frame.
+fn part_of(packet: &Packet) -> Vec<u8> {
+    let bytes = packet.to_vec();
+    let mut content = &bytes[PACKET_HEADER_LEN + ROUTED_HEADER_LEN..];
+    let item = next_item(&mut content).unwrap().unwrap();
+    assert!(content.is_empty());
+    match item {
+        Item::Frame(part) | Item::More(part) | Item::First { part, .. } => part.to_vec(),
+        other => panic!("{other:?}"),
+    }
+}

@@ -1,0 +1,389 @@
+//! One value of each packet and item, beside its bytes. docs/wire-format.md has the same bytes under
+//! the same names. A changed vector is a changed wire format: it needs a new version.
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::sync::Arc;
+
+use chatter_core::ids::{ChannelIndex, Incarnation, NodeId};
+use chatter_core::wire::data::{
+    Ack, DropReason, Item, Open, Opened, Reset, ResetReason, Unreachable, item, item_header,
+    next_item,
+};
+use chatter_core::wire::hello::{ByeReason, Hello};
+use chatter_core::wire::identity::Identity;
+use chatter_core::wire::lsp::{Lsp, Neighbour};
+use chatter_core::wire::reader::{Reader, WireError};
+use chatter_core::wire::routed::{HOP_LIMIT, RoutedHeader};
+use chatter_core::wire::{Packet, PacketType, next_packet, put_packet_header};
+
+/// The bytes that hexadecimal digits stand for; everything else in `text` is layout.
+pub fn hex(text: &str) -> Vec<u8> {
+    let digits: Vec<_> = text.chars().filter_map(|c| c.to_digit(16)).collect();
+    assert!(digits.len().is_multiple_of(2), "half a byte in {text}");
+    digits.chunks(2).map(|pair| (pair[0] << 4 | pair[1]) as u8).collect()
+}
+
+/// A packet as a value.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Value {
+    Data(RoutedHeader, Vec<OwnedItem>),
+    Ack(RoutedHeader, Ack),
+    Open(RoutedHeader, Open),
+    Opened(RoutedHeader, Opened),
+    Reset(RoutedHeader, Reset),
+    ResetAck(RoutedHeader, Reset),
+    Unreachable(RoutedHeader, Unreachable),
+    Hello(Hello),
+    Lsp(Lsp),
+    Bye(ByeReason),
+}
+
+/// [`Item`] with bytes of its own.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum OwnedItem {
+    Frame(Vec<u8>),
+    First(u32, Vec<u8>),
+    More(Vec<u8>),
+    Handshake(Vec<u8>),
+    Ack(u64, u64),
+}
+
+impl OwnedItem {
+    fn put(&self, out: &mut Vec<u8>) {
+        let (kind, body) = match self {
+            Self::Frame(body) => (item::FRAME, body.clone()),
+            Self::First(total, part) => (item::FIRST, [&total.to_be_bytes(), &part[..]].concat()),
+            Self::More(body) => (item::MORE, body.clone()),
+            Self::Handshake(body) => (item::HANDSHAKE, body.clone()),
+            Self::Ack(next, credit) => {
+                (item::ACK, [next.to_be_bytes(), credit.to_be_bytes()].concat())
+            }
+        };
+        out.extend_from_slice(&item_header(kind, body.len()));
+        out.extend_from_slice(&body);
+    }
+}
+
+/// Reads all items of a DATA packet.
+pub fn items(mut content: &[u8]) -> Result<Vec<OwnedItem>, WireError> {
+    let mut items = Vec::new();
+    while let Some(item) = next_item(&mut content)? {
+        items.push(match item {
+            Item::Frame(body) => OwnedItem::Frame(body.to_vec()),
+            Item::First { total, part } => OwnedItem::First(total, part.to_vec()),
+            Item::More(body) => OwnedItem::More(body.to_vec()),
+            Item::Handshake(body) => OwnedItem::Handshake(body.to_vec()),
+            Item::Ack { next, credit } => OwnedItem::Ack(next, credit),
+        });
+    }
+    Ok(items)
+}
+
+impl Value {
+    pub fn encode(&self) -> Vec<u8> {
+        let (kind, header, content) = match self {
+            Self::Data(header, items) => {
+                let mut content = Vec::new();
+                items.iter().for_each(|item| item.put(&mut content));
+                (PacketType::Data, header, content)
+            }
+            Self::Ack(header, ack) => (PacketType::Ack, header, ack.encode()),
+            Self::Open(header, open) => (PacketType::Open, header, open.encode()),
+            Self::Opened(header, opened) => (PacketType::Opened, header, opened.encode()),
+            Self::Reset(header, reset) => (PacketType::Reset, header, reset.encode()),
+            Self::ResetAck(header, reset) => (PacketType::ResetAck, header, reset.encode()),
+            Self::Unreachable(header, notice) => (PacketType::Unreachable, header, notice.encode()),
+            Self::Hello(hello) => return one_hop(PacketType::Hello, &hello.to_bytes()),
+            Self::Lsp(lsp) => return one_hop(PacketType::Lsp, &lsp.encode()),
+            Self::Bye(reason) => return one_hop(PacketType::Bye, &reason.to_bytes()),
+        };
+        header.packet(kind, &content)
+    }
+
+    /// Reads what must be exactly one packet, down to the last field.
+    pub fn decode(mut bytes: &[u8]) -> Result<Self, WireError> {
+        let packet = next_packet(&mut bytes)?.ok_or(WireError::Truncated("packet"))?;
+        if !bytes.is_empty() {
+            return Err(WireError::Trailing("packet"));
+        }
+        Self::of(packet)
+    }
+
+    /// Reads a packet down to the last field.
+    pub fn of(packet: Packet<'_>) -> Result<Self, WireError> {
+        let Packet { kind, body } = packet;
+        match kind {
+            PacketType::Hello => return Ok(Self::Hello(Hello::decode(body)?)),
+            PacketType::Lsp => return Ok(Self::Lsp(Lsp::decode(body)?)),
+            PacketType::Bye => return Ok(Self::Bye(ByeReason::decode(body)?)),
+            _ => {}
+        }
+        let mut r = Reader::new(body);
+        let header = RoutedHeader::read(&mut r)?;
+        let content = r.rest();
+        Ok(match kind {
+            PacketType::Data => Self::Data(header, items(content)?),
+            PacketType::Ack => Self::Ack(header, Ack::decode(content)?),
+            PacketType::Open => Self::Open(header, Open::decode(content)?),
+            PacketType::Opened => Self::Opened(header, Opened::decode(content)?),
+            PacketType::Reset => Self::Reset(header, Reset::decode(content)?),
+            PacketType::ResetAck => Self::ResetAck(header, Reset::decode(content)?),
+            PacketType::Unreachable => Self::Unreachable(header, Unreachable::decode(content)?),
+            PacketType::Hello | PacketType::Lsp | PacketType::Bye => unreachable!(),
+        })
+    }
+}
+
+fn one_hop(kind: PacketType, body: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    put_packet_header(&mut out, kind, body.len());
+    out.extend_from_slice(body);
+    out
+}
+
+/// A golden packet.
+pub struct Vector {
+    pub name: &'static str,
+    pub hex: &'static str,
+    pub value: Value,
+}
+
+const A: NodeId = NodeId(0xa1a2_a3a4_a5a6_a7a8);
+const B: NodeId = NodeId(0xb1b2_b3b4_b5b6_b7b8);
+/// A's and B's index of the channel between them.
+const A_INDEX: ChannelIndex = ChannelIndex(0xaaaa_0001);
+const B_INDEX: ChannelIndex = ChannelIndex(0xbbbb_0002);
+const A_LIFE: Incarnation = Incarnation(0x0006_2b3c_4d5e_6f70);
+const B_LIFE: Incarnation = Incarnation(0x0006_2b3c_4d5e_6f71);
+const WINDOW: u64 = 8 << 20;
+
+/// From A to B, as it leaves A.
+fn to_b(channel: ChannelIndex, number: u64) -> RoutedHeader {
+    RoutedHeader {
+        flags: 0,
+        hop_limit: HOP_LIMIT,
+        mutable: 0,
+        destination: B,
+        source: A,
+        channel,
+        number,
+    }
+}
+
+/// From B to A, as it leaves B.
+fn to_a(channel: ChannelIndex) -> RoutedHeader {
+    RoutedHeader { destination: A, source: B, ..to_b(channel, 0) }
+}
+
+/// The largest header: every field has another value in every byte.
+fn distinct() -> RoutedHeader {
+    RoutedHeader { flags: 0xf1, hop_limit: 1, mutable: 0xe1e2, ..to_b(B_INDEX, 0x0102_0304_0506) }
+}
+
+pub fn vectors() -> Vec<Vector> {
+    let mut all = data_vectors();
+    all.extend(channel_vectors());
+    all.extend(one_hop_vectors());
+    all
+}
+
+fn data_vectors() -> Vec<Vector> {
+    vec![
+        Vector {
+            name: "data-frames",
+            hex: "000031 10 00 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 0000000000000001
+                01 000000
+                01 000009 706574657220706970",
+            value: Value::Data(
+                to_b(B_INDEX, 1),
+                vec![OwnedItem::Frame(vec![]), OwnedItem::Frame(b"peter pip".to_vec())],
+            ),
+        },
+        Vector {
+            name: "data-first",
+            hex: "00002c 10 00 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 0000000000000002
+                02 000008 00000007 61626364",
+            value: Value::Data(to_b(B_INDEX, 2), vec![OwnedItem::First(7, b"abcd".to_vec())]),
+        },
+        Vector {
+            name: "data-more",
+            hex: "000027 10 00 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 0000000000000003
+                03 000003 656667",
+            value: Value::Data(to_b(B_INDEX, 3), vec![OwnedItem::More(b"efg".to_vec())]),
+        },
+        Vector {
+            name: "data-handshake",
+            hex: "000027 10 00 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 0000000000000004
+                04 000003 736f6b",
+            value: Value::Data(to_b(B_INDEX, 4), vec![OwnedItem::Handshake(b"sok".to_vec())]),
+        },
+        Vector {
+            name: "data-ack",
+            hex: "000039 10 00 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 0000000000000005
+                05 000010 0000000000000011 0000000000800034
+                01 000001 7a",
+            value: Value::Data(
+                to_b(B_INDEX, 5),
+                vec![OwnedItem::Ack(17, WINDOW + 52), OwnedItem::Frame(b"z".to_vec())],
+            ),
+        },
+        Vector {
+            name: "data-probe",
+            hex: "000020 10 00 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 0000000000000000",
+            value: Value::Data(to_b(B_INDEX, 0), vec![]),
+        },
+    ]
+}
+
+fn channel_vectors() -> Vec<Vector> {
+    let opened = Opened {
+        index: B_INDEX,
+        epoch: 0xeb01_0203_0405_0607,
+        incarnation: B_LIFE,
+        window: WINDOW,
+        open_epoch: 0xea01_0203_0405_0607,
+    };
+    let reset =
+        Reset { from_index: A_INDEX, to_index: B_INDEX, last: 6, reason: ResetReason::Closed };
+    vec![
+        Vector {
+            name: "open",
+            hex: "000043 12 00 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 00000000 0000000000000000
+                aaaa0001 ea01020304050607 00062b3c4d5e6f70 0000000000800000 06 6140686f7374",
+            value: Value::Open(
+                to_b(ChannelIndex::UNKNOWN, 0),
+                Open {
+                    index: A_INDEX,
+                    epoch: opened.open_epoch,
+                    incarnation: A_LIFE,
+                    window: WINDOW,
+                    name: "a@host".to_owned(),
+                },
+            ),
+        },
+        Vector {
+            name: "opened",
+            hex: "000044 13 00 20 0000 a1a2a3a4a5a6a7a8 b1b2b3b4b5b6b7b8 aaaa0001 0000000000000000
+                bbbb0002 eb01020304050607 00062b3c4d5e6f71 0000000000800000 ea01020304050607",
+            value: Value::Opened(to_a(A_INDEX), opened),
+        },
+        Vector {
+            name: "ack",
+            hex: "000031 11 00 20 0000 a1a2a3a4a5a6a7a8 b1b2b3b4b5b6b7b8 aaaa0001 0000000000000000
+                0000000000000004 0000000000800016 00",
+            value: Value::Ack(to_a(A_INDEX), Ack { next: 4, credit: WINDOW + 22, ranges: vec![] }),
+        },
+        Vector {
+            name: "ack-ranges",
+            hex: "000051 11 00 20 0000 a1a2a3a4a5a6a7a8 b1b2b3b4b5b6b7b8 aaaa0001 0000000000000000
+                0000000000000004 0000000000800016 02
+                0000000000000005 0000000000000008
+                000000000000000a 000000000000000b",
+            value: Value::Ack(
+                to_a(A_INDEX),
+                Ack { next: 4, credit: WINDOW + 22, ranges: vec![(5, 8), (10, 11)] },
+            ),
+        },
+        Vector {
+            name: "reset",
+            hex: "000031 14 00 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 0000000000000000
+                aaaa0001 bbbb0002 0000000000000006 01",
+            value: Value::Reset(to_b(B_INDEX, 0), reset),
+        },
+        Vector {
+            name: "reset-unknown",
+            hex: "000031 14 00 20 0000 a1a2a3a4a5a6a7a8 b1b2b3b4b5b6b7b8 00000000 0000000000000000
+                bbbb0002 00000000 0000000000000000 02",
+            value: Value::Reset(
+                to_a(ChannelIndex::UNKNOWN),
+                Reset {
+                    from_index: B_INDEX,
+                    to_index: ChannelIndex::UNKNOWN,
+                    last: 0,
+                    reason: ResetReason::Unknown,
+                },
+            ),
+        },
+        Vector {
+            name: "reset-ack",
+            hex: "000031 15 00 20 0000 a1a2a3a4a5a6a7a8 b1b2b3b4b5b6b7b8 aaaa0001 0000000000000000
+                bbbb0002 aaaa0001 0000000000000000 01",
+            value: Value::ResetAck(
+                to_a(A_INDEX),
+                Reset { from_index: B_INDEX, to_index: A_INDEX, last: 0, ..reset },
+            ),
+        },
+        Vector {
+            name: "unreachable",
+            hex: "000041 16 00 20 0000 a1a2a3a4a5a6a7a8 b1b2b3b4b5b6b7b8 00000000 0000000000000000
+                02
+                f1 01 e1e2 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 0000010203040506",
+            value: Value::Unreachable(
+                to_a(ChannelIndex::UNKNOWN),
+                Unreachable { reason: DropReason::HopLimit, quoted: distinct() },
+            ),
+        },
+    ]
+}
+
+fn one_hop_vectors() -> Vec<Vector> {
+    vec![
+        Vector {
+            name: "hello",
+            hex: "00001c 01 0000 00fa 000003e8 00000003 00000002 000186a0 deadbeef00000001",
+            value: Value::Hello(Hello {
+                flags: 0,
+                interval_ms: 250,
+                hold_ms: 1_000,
+                seq: 3,
+                echo_seq: 2,
+                echo_delay_us: 100_000,
+                lsdb_digest: 0xdead_beef_0000_0001,
+            }),
+        },
+        Vector {
+            name: "lsp",
+            hex: "00006a 02 01 01 0002 00000e10 0102030405060708 1112131415161718 0000000000000009
+                06 6140686f7374
+                02 04 0a010203 752f 06 fe800000000000000000000000000001 0001
+                0000000000000001 0000000a 0000000000000002
+                ffffffffffffffff 00010000 0000000000000003",
+            value: Value::Lsp(Lsp {
+                overload: true,
+                purge: false,
+                lifetime_s: 3_600,
+                origin: identity().id,
+                incarnation: identity().incarnation,
+                seq: 9,
+                name: Arc::from("a@host"),
+                addresses: identity().addresses,
+                neighbours: vec![
+                    Neighbour { id: NodeId(1), metric: 10, incarnation: Incarnation(2) },
+                    Neighbour {
+                        id: NodeId(u64::MAX),
+                        metric: 0x0001_0000,
+                        incarnation: Incarnation(3),
+                    },
+                ],
+            }),
+        },
+        Vector { name: "bye", hex: "000001 30 01", value: Value::Bye(ByeReason::Stop) },
+    ]
+}
+
+pub fn identity() -> Identity {
+    Identity {
+        id: NodeId(0x0102_0304_0506_0708),
+        incarnation: Incarnation(0x1112_1314_1516_1718),
+        name: "a@host".to_owned(),
+        hold_ms: 1_000,
+        hidden: false,
+        listen: true,
+        addresses: ["10.1.2.3:29999", "[fe80::1]:1"].map(|at| at.parse().unwrap()).to_vec(),
+        dial_seq: 7,
+    }
+}
+
+pub const IDENTITY: &str = "0102030405060708 1112131415161718 000003e8 0000000000000007 02
+    06 6140686f7374
+    02 04 0a010203 752f 06 fe800000000000000000000000000001 0001";
