@@ -37,9 +37,11 @@ end_per_suite(_Config) -> ok.
 
 init_per_group(live, Config) ->
     Port = chatter_cluster:free_port(),
-    Opts = #{chatter => [{my_port, Port}, {handshake_timeout_ms, ?HANDSHAKE_MS}]},
+    Opts = #{args => ["-connect_all", "false"],
+             chatter => [{my_port, Port}, {handshake_timeout_ms, ?HANDSHAKE_MS}]},
     [A, #{node := NodeB} = B] =
-        chatter_work:shared(fun() -> [start(a, Opts), start(b, #{})] end),
+        chatter_work:shared(fun() -> [start(a, Opts), start(b, maps:remove(chatter, Opts))]
+                                end),
     chatter_work:connect(A, B),
     ok = chatter_work:watch(A),
     H1 = recorded_h1(A),
@@ -159,7 +161,8 @@ ten_thousand_connections(Config) ->
     Port = ?config(port, Config),
     undisturbed(Config, 19, "refused|does not speak", fun(Connect) ->
         Flood = spawn_link(fun() -> flood(Connect, 0) end),
-        C = start(c, #{links => static, neighbours => [{"127.0.0.1", Port}]}),
+        C = start(c, #{links => static, neighbours => [{"127.0.0.1", Port}],
+                       args => ["-connect_all", "false"]}),
         chatter_work:connect(C, A),
         Flood ! {go_on_to, 10000, self()},
         receive flooded -> ok end,

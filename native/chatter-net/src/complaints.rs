@@ -19,8 +19,13 @@ const MAX_ADDRESSES: usize = 256;
 /// Lines per [`PER_ADDRESS`] about all addresses together.
 const MAX_LINES: u32 = 20;
 
+/// Refusals and failures of sockets are counted apart: who just hangs up now and then, which is worth
+/// a look only when searching, must not silence the line about what else comes from his address.
 #[derive(Default)]
-pub(crate) struct Complaints(Mutex<State>);
+pub(crate) struct Complaints {
+    refused: Mutex<State>,
+    failed: Mutex<State>,
+}
 
 #[derive(Default)]
 struct State {
@@ -37,7 +42,11 @@ impl Complaints {
         error: &EstablishError,
         dialled: bool,
     ) {
-        let Some(suppressed) = self.0.lock().admit(now, remote.ip()) else { return };
+        let state = match error {
+            EstablishError::Io(_) => &self.failed,
+            _ => &self.refused,
+        };
+        let Some(suppressed) = state.lock().admit(now, remote.ip()) else { return };
         let direction = if dialled { "to" } else { "from" };
         match error {
             // A neighbour that is not up yet, or a port scanner: worth a look only when searching.
