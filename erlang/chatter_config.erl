@@ -38,7 +38,9 @@
     links := auto | static,
     multicast := boolean(),
     log_level := logger:level(),
-    workers := pos_integer(),
+    workers := pos_integer(), busy_poll_us := non_neg_integer(),
+    epmd_request_ms := pos_integer(), epmd_max_pending := pos_integer(),
+    epmd_max_names := pos_integer(), epmd_max_old_names := pos_integer(),
     hello_ms := pos_integer(), hold_ms := pos_integer(), unreachable_ms := non_neg_integer(),
     reconnect_min_ms := pos_integer(), reconnect_max_ms := pos_integer(),
     setup_retry_ms := pos_integer(), handshake_timeout_ms := pos_integer(),
@@ -107,7 +109,9 @@ defaults() ->
         links => auto,
         multicast => true,
         log_level => info,
-        workers => 2,
+        workers => 2, busy_poll_us => 100,
+        epmd_request_ms => 10000, epmd_max_pending => 2000,
+        epmd_max_names => 4000, epmd_max_old_names => 1000,
         hello_ms => 250, hold_ms => 1000, unreachable_ms => 500,
         reconnect_min_ms => 50, reconnect_max_ms => 10000,
         setup_retry_ms => 250, handshake_timeout_ms => 5000,
@@ -155,6 +159,11 @@ check(max_links, V) -> within(1, 65535, V);
 check(max_nodes, V) -> within(2, 65536, V);
 check(max_channels, V) -> within(1, 1048576, V);
 check(workers, V) -> within(1, 64, V);
+check(busy_poll_us, V) -> within(0, 1000, V);
+check(epmd_request_ms, V) -> within(100, 600000, V);
+check(epmd_max_pending, V) -> within(1, 1000000, V);
+check(epmd_max_names, V) -> within(1, 1000000, V);
+check(epmd_max_old_names, V) -> within(1, 1000000, V);
 check(log_level, V) -> one_of(log_levels(), V).
 
 %% Keys of the contract that nothing in this version reads: accepting them would promise something.

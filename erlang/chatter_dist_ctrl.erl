@@ -139,22 +139,21 @@ get_frames(DHandle, Count, Bytes, Frames) ->
 -spec input(pid(), chatter_nif:channel(), erlang:dist_handle()) -> no_return().
 input(Ctrl, Channel, DHandle) ->
     receive {Ctrl, go} -> ok end,
-    {Frames, Cost, State} = chatter_nif:input(Channel),
-    put_frames(DHandle, Frames),
-    ok = chatter_nif:grant(Channel, Cost),
-    case State of
-        open -> input_loop(Channel, DHandle);
-        Reason -> exit(Reason)
-    end.
+    ok = chatter_nif:input(Channel),
+    put_next(Channel, DHandle, 0).
 
-input_loop(Channel, DHandle) ->
-    receive
-        {chatter_in, Frames, Cost} ->
-            put_frames(DHandle, Frames),
+%% What has been put is granted with the next fetch, or at once if there is nothing more to fetch.
+put_next(Channel, DHandle, Granted) ->
+    {Frames, Cost, State} = chatter_nif:fetch(Channel, Granted),
+    put_frames(DHandle, Frames),
+    case State of
+        more -> put_next(Channel, DHandle, Cost);
+        idle ->
             ok = chatter_nif:grant(Channel, Cost),
-            input_loop(Channel, DHandle);
-        {chatter_closed, Reason} ->
-            exit(Reason)
+            receive
+                {chatter_ready, _} -> put_next(Channel, DHandle, 0)
+            end;
+        Reason -> exit(Reason)
     end.
 
 put_frames(DHandle, [Frame | Frames]) ->

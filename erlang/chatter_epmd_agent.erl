@@ -239,7 +239,7 @@ log_failure(Reason, Wait, #state{name = Name}) ->
 
 log_recovery(#state{failure = undefined}) -> ok;
 log_recovery(#state{name = Name}) ->
-    logger:notice("chatter_epmd: ~ts is registered at port ~b again",
+    logger:notice("chatter_epmd: ~ts is now registered at port ~b",
                   [Name, chatter_epmd_config:port()]).
 
 describe(duplicate_name) -> "another node has the name";

@@ -174,7 +174,8 @@ stop_name(Name, #state{names = Names} = State) ->
 
 answer(Data, Then, State) -> {{answer, Data, Then}, State}.
 
-refuse(Reason, State) -> {{refuse, Reason}, count(rejected, State)}.
+%% The connection reports it as rejected, like a request that it could not read.
+refuse(Reason, State) -> {{refuse, Reason}, State}.
 
 random_creation() -> 3 + rand:uniform(16#ffffffff - 3).
 

@@ -9,12 +9,14 @@
 -module(chatter_nif).
 
 -export([load/0]).
--export([channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1, drain/1, grant/2,
+-export([channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1, drain/1, fetch/2,
+         grant/2,
          handshake/2, info/1, input/1, is_reachable/1, links/1, neighbours/0, node_start/1,
          node_stop/1, nodes/0, open/1, peer/1, route/1, send/2, set_acceptor/1, set_log_level/1,
          set_owner/0, stat/1, take/1, topology/1]).
 
--nifs([channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1, drain/1, grant/2,
+-nifs([channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1, drain/1, fetch/2,
+         grant/2,
        handshake/2, info/1, input/1, is_reachable/1, links/1, neighbours/0, node_start/1,
        node_stop/1, nodes/0, open/1, peer/1, route/1, send/2, set_acceptor/1, set_log_level/1,
        set_owner/0, stat/1, take/1, topology/1]).
@@ -87,6 +89,12 @@ disconnect(_Spec) -> ?NOT_LOADED.
 -spec drain(non_neg_integer()) -> ok.
 drain(_Ms) -> ?NOT_LOADED.
 
+%% @doc Grants the cost of the frames before, and gives the next ones with theirs: `more' if there may
+%% be more, `idle' if not; then the caller gets `{chatter_ready, Index}' when there are. Any other atom
+%% (with no frames) is why the channel is over.
+-spec fetch(channel(), cost()) -> {[binary()], cost(), more | idle | atom()}.
+fetch(_Channel, _Granted) -> ?NOT_LOADED.
+
 %% @doc The VM has taken frames of this cost.
 -spec grant(channel(), cost()) -> ok.
 grant(_Channel, _Cost) -> ?NOT_LOADED.
@@ -99,9 +107,8 @@ handshake(_Channel, _Message) -> ?NOT_LOADED.
 -spec info(reference()) -> boolean().
 info(_Ref) -> ?NOT_LOADED.
 
-%% @doc The caller takes frames from now on: `{chatter_in, Frames, Cost}', at last
-%% `{chatter_closed, Reason}'. Returns what has come before, and the reason if it is over already.
--spec input(channel()) -> {[binary()], cost(), open | atom()}.
+%% @doc The caller fetches frames from now on.
+-spec input(channel()) -> ok.
 input(_Channel) -> ?NOT_LOADED.
 
 %% @doc Whether there is a route to a node of that name.

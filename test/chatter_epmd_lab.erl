@@ -12,6 +12,8 @@
 -export([node/3, node/4, stock/3, stop/1, name_of/1, non_loopback/0]).
 
 -define(DEADLINE_MS, 15000).
+%% A busy machine is slow to boot a VM.
+-define(BOOT_MS, 60000).
 
 %%% Time and ports -----------------------------------------------------------------------
 
@@ -202,6 +204,7 @@ stock(Name, EpmdPort, Flags) -> stock(Name, EpmdPort, Flags, []).
 
 stock(Name, EpmdPort, Flags, Env) ->
     Options = #{name => Name, host => "localhost", connection => standard_io,
+                wait_boot => ?BOOT_MS,
                 args => ["-start_epmd", "false", "-setcookie", "chatter", "-pa", code_path(),
                          filename:dirname(code:which(?MODULE)) | Flags],
                 env => [{"ERL_EPMD_PORT", integer_to_list(EpmdPort)} | Env]},

@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use bytes::Bytes;
+use crate::wire::packet::Packet;
 
 /// Bytes that a queue may send per round.
 const QUANTUM: usize = 16 * 1024 + 64;
@@ -21,14 +21,14 @@ pub enum QueueKey {
 
 #[derive(Default)]
 struct Queue {
-    packets: VecDeque<Bytes>,
+    packets: VecDeque<Packet>,
     bytes: usize,
     deficit: usize,
 }
 
 /// The queues of one link.
 pub struct Scheduler {
-    control: VecDeque<Bytes>,
+    control: VecDeque<Packet>,
     control_bytes: usize,
     queues: HashMap<QueueKey, Queue>,
     /// Keys of queues that are not empty, in the order of their turns.
@@ -64,7 +64,7 @@ impl Scheduler {
     }
 
     /// Queues a control packet in front of all others.
-    pub fn push_control(&mut self, packet: Bytes) {
+    pub fn push_control(&mut self, packet: Packet) {
         if self.control_bytes + packet.len() > self.limits.control_bytes {
             self.dropped += 1;
             return;
@@ -75,13 +75,13 @@ impl Scheduler {
 
     /// Queues a packet of an own channel. Bounded by the channel's credit; the caller stops fetching
     /// from the VM while [`Scheduler::own_bytes`] is high.
-    pub fn push_own(&mut self, channel: u32, packet: Bytes) {
+    pub fn push_own(&mut self, channel: u32, packet: Packet) {
         self.own_bytes += packet.len();
         self.push(QueueKey::Own(channel), packet);
     }
 
     /// Queues a packet that is relayed.
-    pub fn push_transit(&mut self, hash: u64, packet: Bytes) {
+    pub fn push_transit(&mut self, hash: u64, packet: Packet) {
         self.transit_bytes += packet.len();
         self.push(QueueKey::Transit(hash), packet);
         while self.transit_bytes > self.limits.transit_bytes {
@@ -110,7 +110,7 @@ impl Scheduler {
     }
 
     /// The next packet to send.
-    pub fn pop(&mut self) -> Option<Bytes> {
+    pub fn pop(&mut self) -> Option<Packet> {
         if let Some(packet) = self.control.pop_front() {
             self.control_bytes -= packet.len();
             return Some(packet);
@@ -118,9 +118,9 @@ impl Scheduler {
         loop {
             let key = *self.active.front()?;
             let queue = self.queues.get_mut(&key)?;
-            let len = queue.packets.front().map_or(0, Bytes::len);
+            let len = queue.packets.front().map_or(0, Packet::len);
             if queue.deficit < len {
-                queue.deficit += QUANTUM.max(len);
+                queue.deficit += QUANTUM;
                 if self.active.len() > 1 {
                     self.active.rotate_left(1);
                 }
@@ -130,7 +130,7 @@ impl Scheduler {
         }
     }
 
-    fn pop_from(&mut self, key: QueueKey) -> Option<Bytes> {
+    fn pop_from(&mut self, key: QueueKey) -> Option<Packet> {
         let queue = self.queues.get_mut(&key)?;
         let packet = queue.packets.pop_front()?;
         queue.deficit -= packet.len();
@@ -143,7 +143,7 @@ impl Scheduler {
         Some(packet)
     }
 
-    fn push(&mut self, key: QueueKey, packet: Bytes) {
+    fn push(&mut self, key: QueueKey, packet: Packet) {
         let queue = self.queues.entry(key).or_default();
         if queue.packets.is_empty() {
             self.active.push_back(key);
@@ -198,8 +198,8 @@ mod tests {
         Scheduler::new(SchedulerLimits { transit_bytes, control_bytes: 1000 })
     }
 
-    fn packet(tag: u8, len: usize) -> Bytes {
-        Bytes::from(vec![tag; len])
+    fn packet(tag: u8, len: usize) -> Packet {
+        Packet::from(vec![tag; len])
     }
 
     #[test]
@@ -207,8 +207,8 @@ mod tests {
         let mut s = scheduler(10_000);
         s.push_own(1, packet(1, 100));
         s.push_control(packet(2, 10));
-        assert_eq!(s.pop().unwrap()[0], 2);
-        assert_eq!(s.pop().unwrap()[0], 1);
+        assert_eq!(s.pop().unwrap().head[0], 2);
+        assert_eq!(s.pop().unwrap().head[0], 1);
         assert!(s.pop().is_none() && s.is_empty());
     }
 
@@ -225,7 +225,7 @@ mod tests {
         let mut sent = [0usize; 3];
         while sent[1] + sent[2] < 8_000_000 {
             let p = s.pop().unwrap();
-            sent[p[0] as usize] += p.len();
+            sent[p.head[0] as usize] += p.len();
         }
         let ratio = sent[1] as f64 / sent[2] as f64;
         assert!((0.95..1.05).contains(&ratio), "shares {sent:?}");
@@ -239,7 +239,7 @@ mod tests {
         }
         let mut last = [None; 3];
         while let Some(p) = s.pop() {
-            let tag = p[0];
+            let tag = p.head[0];
             let slot = &mut last[usize::from(tag % 3)];
             assert!(slot.is_none_or(|l| l < tag));
             *slot = Some(tag);
@@ -255,7 +255,7 @@ mod tests {
         }
         assert!(s.transit_bytes() <= 1_000);
         assert_eq!(s.dropped(), 11);
-        let tags: Vec<u8> = std::iter::from_fn(|| s.pop()).map(|p| p[0]).collect();
+        let tags: Vec<u8> = std::iter::from_fn(|| s.pop()).map(|p| p.head[0]).collect();
         assert_eq!(tags.iter().filter(|t| **t == 1).count(), 1, "the thin one keeps its packet");
         assert_eq!(s.transit_bytes(), 0);
     }

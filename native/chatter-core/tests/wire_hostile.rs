@@ -386,7 +386,7 @@ proptest! {
             sender.handle_timeout(now);
             for _ in 0..200 {
                 let Some(packet) = sender.poll_packet(now) else { break };
-                match Value::decode(&packet) {
+                match Value::decode(&packet.to_vec()) {
                     Ok(Value::Data(header, items)) if header.number == 0 => {
                         prop_assert_eq!(items, vec![]);
                     }

@@ -8,21 +8,18 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use chatter_core::channel::receive::{AckNeed, Piggyback, Receiver};
 use chatter_core::channel::send::{Route, Sender};
 use chatter_core::ids::{ChannelIndex, Incarnation, NodeId};
 use chatter_core::wire::PacketType;
 use chatter_core::wire::data::{Ack, Open, Opened, Reset, ResetReason};
+use chatter_core::wire::packet::Packet;
 use chatter_core::wire::routed::{HOP_LIMIT, RoutedHeader};
 use parking_lot::Mutex;
 
 use crate::host::{ChannelHost, ChannelSink};
 use crate::link::{INLINE_BUDGET, Link};
 use crate::node::Node;
-
-/// An OPEN or RESET that was not answered is sent again after this long.
-const ANSWER_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// A RESET is sent so many times before the channel is forgotten without an answer.
 const RESET_TRIES: u32 = 8;
@@ -62,6 +59,8 @@ pub(crate) struct Tx {
     peer_epoch: u64,
     /// The user was told `Full`.
     user_waits: bool,
+    /// What this channel counts for in [`Node::retained`].
+    retained: usize,
     /// When OPEN or RESET was last sent, and how often.
     asked_at: Option<Instant>,
     asked: u32,
@@ -164,6 +163,7 @@ impl Channel {
                 peer_index,
                 peer_epoch,
                 user_waits: false,
+                retained: 0,
                 asked_at: None,
                 asked: 0,
                 reason: ResetReason::Closed,
@@ -260,6 +260,7 @@ impl Channel {
         }
         self.state.store(State::Closing as u8, Ordering::SeqCst);
         tx.last = tx.sender.take().map_or(0, |sender| sender.next_number());
+        self.count_retained(&mut tx);
         tx.reason = reason;
         tx.asked = 0;
         tx.asked_at = None;
@@ -384,6 +385,7 @@ impl Channel {
         {
             let mut tx = self.tx.lock();
             tx.sender = None;
+            self.count_retained(&mut tx);
             if self.state() == State::Closing {
                 drop(tx);
                 return node.channels.remove(self.index);
@@ -414,7 +416,11 @@ impl Channel {
         let was = self.state();
         if gone {
             let Some(node) = self.node.upgrade() else { return };
-            self.tx.lock().sender = None;
+            {
+                let mut tx = self.tx.lock();
+                tx.sender = None;
+                self.count_retained(&mut tx);
+            }
             self.state.store(State::Closed as u8, Ordering::SeqCst);
             node.channels.remove(self.index);
         }
@@ -487,11 +493,16 @@ impl Channel {
         sender.handle_timeout(now);
         let busy = !sender.is_idle();
         let link = self.transmit(node, sender, now);
+        let writable = self.user_may_go_on(&mut tx, link.as_ref());
+        let waits = tx.user_waits;
         drop(tx);
         if let Some(link) = link {
             link.flush(INLINE_BUDGET);
         }
-        busy
+        if writable {
+            self.host.writable();
+        }
+        busy || waits
     }
 
     // ===== to the network =====
@@ -521,7 +532,7 @@ impl Channel {
             number: 0,
         };
         // RESET must not overtake the data before it; the others may be late without harm.
-        let packet = Bytes::from(header.packet(kind, content));
+        let packet = Packet::from(header.packet(kind, content));
         if kind == PacketType::Ack {
             link.queue_control(packet);
         } else {
@@ -538,7 +549,7 @@ impl Channel {
     fn ask(self: &Arc<Self>, node: &Arc<Node>, now: Instant) {
         let (kind, index, content) = {
             let mut tx = self.tx.lock();
-            if tx.asked_at.is_some_and(|at| now < at + ANSWER_TIMEOUT) {
+            if tx.asked_at.is_some_and(|at| now < at + node.config.setup_retry) {
                 return;
             }
             tx.asked_at = Some(now);
@@ -590,12 +601,29 @@ impl Channel {
     /// Whether the user, if it was told `Full`, may now hand in more; counts as told. If only the link
     /// is in the way, it will call [`Channel::link_has_room`].
     fn user_may_go_on(self: &Arc<Self>, tx: &mut Tx, link: Option<&Arc<Link>>) -> bool {
+        let over = self.count_retained(tx);
         let held = tx.sender.as_ref().is_none_or(Sender::is_held_back);
-        if !tx.user_waits || held || link.is_some_and(|link| link.is_full(self)) {
+        if !tx.user_waits || held || over || link.is_some_and(|link| link.is_full(self)) {
             return false;
         }
         tx.user_waits = false;
         true
+    }
+
+    /// Brings the node's count of retained bytes up to date; whether it is over its budget.
+    fn count_retained(&self, tx: &mut Tx) -> bool {
+        let Some(node) = self.node.upgrade() else { return false };
+        let now = tx.sender.as_ref().map_or(0, |sender| {
+            let (waiting, unacked) = sender.queued_bytes();
+            waiting + unacked
+        });
+        let was = std::mem::replace(&mut tx.retained, now);
+        let total = if now >= was {
+            node.retained.fetch_add(now - was, Ordering::Relaxed) + (now - was)
+        } else {
+            node.retained.fetch_sub(was - now, Ordering::Relaxed) - (was - now)
+        };
+        total > node.config.retransmit_memory
     }
 
     fn want_service(self: &Arc<Self>, node: &Node) {

@@ -39,6 +39,11 @@ pub struct NetConfig {
     pub channel_window: u64,
     /// Largest frame accepted, in bytes; a larger one ends the channel.
     pub max_frame: usize,
+    /// Bytes of all channels together that are kept until they are acknowledged; beyond it channels
+    /// stop fetching from the VM until there is room.
+    pub retransmit_memory: usize,
+    /// An OPEN or RESET that is not answered is sent again after this long.
+    pub setup_retry: Duration,
     /// Channels at once; one more is refused.
     pub max_channels: usize,
     /// Bytes of transit queued per link; beyond it the fattest queue loses its newest packet.
@@ -53,4 +58,6 @@ pub struct NetConfig {
     pub handshake_timeout: Duration,
     /// Threads of the runtime.
     pub workers: usize,
+    /// How long a thread polls its sockets after something has come in, before it sleeps.
+    pub busy_poll: Duration,
 }

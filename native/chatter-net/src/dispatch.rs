@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use bytes::Bytes;
 use chatter_core::channel::receive::Piggyback;
 use chatter_core::ids::ChannelIndex;
 use chatter_core::wire::data::{Ack, DropReason, Open, Opened, Reset, ResetReason, Unreachable};
+use chatter_core::wire::packet::Packet as OutPacket;
 use chatter_core::wire::reader::{Reader, WireError};
 use chatter_core::wire::routed::{HOP_LIMIT, RoutedHeader};
 use chatter_core::wire::{PACKET_HEADER_LEN, Packet, PacketType, next_packet, packet_header};
@@ -232,7 +232,7 @@ impl Dispatch {
             number: 0,
         };
         if let Some(link) = self.node.next_hop(header.source, 0) {
-            link.queue_control(Bytes::from(answer.packet(kind, content)));
+            link.queue_control(OutPacket::from(answer.packet(kind, content)));
             link.flush(INLINE_BUDGET);
         }
     }
@@ -250,7 +250,7 @@ impl Dispatch {
         copy.extend_from_slice(&packet_header(packet.kind, packet.body.len()));
         copy.extend_from_slice(packet.body);
         copy[HOP_LIMIT_AT] = header.hop_limit - 1;
-        next.queue_transit(hash, Bytes::from(copy));
+        next.queue_transit(hash, OutPacket::from(copy));
         self.link.stats.relayed.fetch_add(1, Ordering::Relaxed);
         if !self.relayed_to.iter().any(|link| Arc::ptr_eq(link, &next)) {
             self.relayed_to.push(next);

@@ -14,18 +14,14 @@ use chatter_core::crypto::record::RECORD_HEADER_LEN;
 use chatter_core::dialer::NeighbourId;
 use chatter_core::wire::identity::Identity;
 use chatter_core::wire::reader::WireError;
-use socket2::SockRef;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::driver::Input;
-use crate::link::{Link, LinkLimits};
+use crate::link::{LOWAT_START, Link, LinkLimits, set_lowat};
 use crate::node::Node;
 use crate::reader;
-
-/// Unsent bytes that the kernel may hold per link: more would be a queue behind the scheduler.
-const NOTSENT_LOWAT: u32 = 128 * 1024;
 
 /// Bytes of control packets queued per link.
 const CONTROL_QUEUE: usize = 4 * 1024 * 1024;
@@ -105,10 +101,8 @@ pub(crate) async fn respond(
 
 /// Settings that every socket of a link has.
 pub(crate) fn tune(stream: &TcpStream) -> std::io::Result<()> {
-    stream.set_nodelay(true)?;
-    #[cfg(target_os = "linux")]
-    SockRef::from(stream).set_tcp_notsent_lowat(NOTSENT_LOWAT)?;
-    Ok(())
+    set_lowat(stream, LOWAT_START);
+    stream.set_nodelay(true)
 }
 
 /// Turns an established connection into a link: tells the control plane, starts its tasks.
@@ -121,7 +115,13 @@ pub(crate) async fn adopt(
     let peer = Identity::decode(&established.peer_identity)?;
     let id = node.next_link_id();
     let session = established.session;
-    let (read, write) = stream.into_split();
+    // The socket moves to the thread that will serve it.
+    let worker = node.workers.for_link();
+    let stream = stream.into_std()?;
+    let (read, write) = {
+        let _entered = worker.enter();
+        TcpStream::from_std(stream)?.into_split()
+    };
     let limits = LinkLimits {
         relay_queue: node.config.relay_queue,
         link_queue: node.config.link_queue,
@@ -141,7 +141,7 @@ pub(crate) async fn adopt(
         remote: origin.remote,
     };
     node.control.send(Input::LinkUp(Box::new(up))).await.ok();
-    tokio::spawn(link.clone().write_loop());
-    tokio::spawn(reader::run(node.clone(), link, read, session.opener));
+    worker.spawn(link.clone().write_loop());
+    worker.spawn(reader::run(node.clone(), link, read, session.opener));
     Ok(())
 }

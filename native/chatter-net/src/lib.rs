@@ -22,3 +22,4 @@ pub mod listen;
 pub mod node;
 pub mod reader;
 pub mod service;
+mod workers;

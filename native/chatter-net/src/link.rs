@@ -9,13 +9,17 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use chatter_core::crypto::record::{RecordError, Sealer};
 use chatter_core::ids::LinkId;
 use chatter_core::sched::{Scheduler, SchedulerLimits};
 use chatter_core::wire::identity::Identity;
+use chatter_core::wire::packet::Packet;
 use parking_lot::Mutex;
+#[cfg(target_os = "linux")]
+use socket2::SockRef;
+use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::Notify;
 
@@ -24,6 +28,16 @@ use crate::channel::Channel;
 /// Bytes taken from the scheduler for one write: few enough that what is queued later can still
 /// overtake, enough that a system call is worth its cost.
 const FILL_BYTES: usize = 128 * 1024;
+
+/// Unsent bytes that the kernel may hold: what the link carries in [`LOWAT_TIME`], within these bounds.
+/// More would be a queue behind the scheduler; less, and the link idles until the writer is awake.
+pub(crate) const LOWAT_START: u32 = 128 * 1024;
+const LOWAT_MIN: f64 = 32.0 * 1024.0;
+const LOWAT_MAX: f64 = 512.0 * 1024.0;
+const LOWAT_TIME: Duration = Duration::from_millis(2);
+
+/// The rate of a link is taken anew after so many bytes.
+const RATE_BYTES: usize = 1024 * 1024;
 
 /// Packets below this length share a record; larger ones are sealed straight out of their buffer.
 const SMALL_PACKET: usize = 4 * 1024;
@@ -87,7 +101,10 @@ struct LinkIo {
     shared: Vec<u8>,
     /// The writer task has it: others must not write.
     handed_over: bool,
-    batch: Vec<Bytes>,
+    batch: Vec<Packet>,
+    rate_since: Instant,
+    rate_bytes: usize,
+    lowat: u32,
 }
 
 enum Outcome {
@@ -129,6 +146,9 @@ impl Link {
                 shared: Vec::new(),
                 handed_over: false,
                 batch: Vec::new(),
+                rate_since: Instant::now(),
+                rate_bytes: 0,
+                lowat: LOWAT_START,
             }),
             socket,
             work: AtomicBool::new(false),
@@ -140,12 +160,12 @@ impl Link {
     }
 
     /// Queues a control packet. Flush afterwards.
-    pub fn queue_control(&self, packet: Bytes) {
+    pub fn queue_control(&self, packet: Packet) {
         self.queue.lock().push_control(packet);
     }
 
     /// Queues packets of an own channel. Flush afterwards.
-    pub fn queue_own(&self, channel: u32, packets: impl Iterator<Item = Bytes>) {
+    pub fn queue_own(&self, channel: u32, packets: impl Iterator<Item = Packet>) {
         let mut queue = self.queue.lock();
         for packet in packets {
             queue.push_own(channel, packet);
@@ -154,7 +174,7 @@ impl Link {
     }
 
     /// Queues a packet for another node. Flush afterwards.
-    pub fn queue_transit(&self, hash: u64, packet: Bytes) {
+    pub fn queue_transit(&self, hash: u64, packet: Packet) {
         self.queue.lock().push_transit(hash, packet);
     }
 
@@ -287,6 +307,7 @@ impl LinkIo {
                     Ok(n) => {
                         self.written += n;
                         link.stats.bytes_out.fetch_add(n as u64, Ordering::Relaxed);
+                        self.rate_bytes += n;
                     }
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                         link.stats.blocked.fetch_add(1, Ordering::Relaxed);
@@ -299,6 +320,9 @@ impl LinkIo {
             }
             self.written = 0;
             self.end = 0;
+            if self.rate_bytes >= RATE_BYTES {
+                self.tune(link);
+            }
             if left == 0 {
                 self.handed_over = true;
                 return Outcome::HandedOver;
@@ -311,6 +335,19 @@ impl LinkIo {
                 return Outcome::Failed;
             }
             left = left.saturating_sub(self.end);
+        }
+    }
+
+    /// Fits the kernel's part of the queue to the rate that the link has now.
+    fn tune(&mut self, link: &Link) {
+        let now = Instant::now();
+        let elapsed = now.duration_since(self.rate_since).as_secs_f64().max(1e-6);
+        let bytes = self.rate_bytes as f64 / elapsed * LOWAT_TIME.as_secs_f64();
+        let lowat = bytes.clamp(LOWAT_MIN, LOWAT_MAX) as u32;
+        (self.rate_since, self.rate_bytes) = (now, 0);
+        if lowat.abs_diff(self.lowat) > self.lowat / 4 {
+            self.lowat = lowat;
+            set_lowat(link.socket.as_ref(), lowat);
         }
     }
 
@@ -338,21 +375,23 @@ impl LinkIo {
         let mut packets = batch.iter().peekable();
         while let Some(packet) = packets.next() {
             let small = |len: usize| {
-                move |p: &&Bytes| p.len() < SMALL_PACKET && len + p.len() <= SHARED_RECORD
+                move |p: &&Packet| p.len() < SMALL_PACKET && len + p.len() <= SHARED_RECORD
             };
             if packet.len() >= SMALL_PACKET
                 || packets.peek().is_none_or(|p| !small(packet.len())(p))
             {
-                self.seal(packet)?;
+                self.seal(&packet.head, &packet.body)?;
                 continue;
             }
             let mut shared = std::mem::take(&mut self.shared);
             shared.clear();
-            shared.extend_from_slice(packet);
+            shared.extend_from_slice(&packet.head);
+            shared.extend_from_slice(&packet.body);
             while let Some(more) = packets.next_if(small(shared.len())) {
-                shared.extend_from_slice(more);
+                shared.extend_from_slice(&more.head);
+                shared.extend_from_slice(&more.body);
             }
-            let sealed = self.seal(&shared);
+            let sealed = self.seal(&[], &shared);
             self.shared = shared;
             sealed?;
         }
@@ -361,13 +400,21 @@ impl LinkIo {
         Ok(())
     }
 
-    /// Seals `plain` as one record behind the others.
-    fn seal(&mut self, plain: &[u8]) -> Result<(), RecordError> {
-        let needed = self.end + self.sealer.record_len(plain.len());
+    /// Seals `head` and `plain` as one record behind the others.
+    fn seal(&mut self, head: &[u8], plain: &[u8]) -> Result<(), RecordError> {
+        let needed = self.end + self.sealer.record_len(head.len() + plain.len());
         if self.out.len() < needed {
             self.out.resize(needed.max(2 * self.out.len()), 0);
         }
-        self.end += self.sealer.seal_into(&[], plain, &mut self.out[self.end..])?;
+        self.end += self.sealer.seal_into(head, plain, &mut self.out[self.end..])?;
         Ok(())
     }
+}
+
+/// Bounds the unsent bytes in the kernel. Where the system cannot, latency is worse, nothing else.
+pub(crate) fn set_lowat(socket: &TcpStream, bytes: u32) {
+    #[cfg(target_os = "linux")]
+    SockRef::from(socket).set_tcp_notsent_lowat(bytes).ok();
+    #[cfg(not(target_os = "linux"))]
+    let _ = (socket, bytes);
 }

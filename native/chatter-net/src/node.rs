@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -15,7 +15,6 @@ use chatter_core::wire::data::ResetReason;
 use chatter_core::wire::identity::Identity;
 use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
-use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
 use crate::channel::{Channel, Parts};
@@ -27,6 +26,7 @@ use crate::host::Host;
 use crate::link::{INLINE_BUDGET, Link};
 use crate::listen::{self, ListenError};
 use crate::service::Service;
+use crate::workers::{Stopper, Workers};
 use crate::{dial, interfaces};
 
 /// Inputs of the control plane that wait for it; beyond it readers wait.
@@ -94,10 +94,13 @@ pub struct Node {
     published: ArcSwap<Published>,
     links: Mutex<HashMap<LinkId, Arc<Link>>>,
     link_ids: AtomicU32,
+    /// Bytes that all channels keep until they are acknowledged.
+    pub(crate) retained: AtomicUsize,
     complaints: Complaints,
     complained: AtomicU64,
     started: Instant,
-    runtime: Mutex<Option<Runtime>>,
+    pub(crate) workers: Workers,
+    stopper: Mutex<Option<Stopper>>,
 }
 
 impl Node {
@@ -108,13 +111,10 @@ impl Node {
         if config.name.len() > 255 {
             return Err(StartError::Name);
         }
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(config.workers)
-            .thread_name("chatter")
-            .enable_all()
-            .build()
-            .map_err(StartError::Runtime)?;
-        let entered = runtime.enter();
+        let (workers, stopper) =
+            Workers::start(config.workers, config.busy_poll).map_err(StartError::Runtime)?;
+        let main = workers.main().clone();
+        let entered = main.enter();
         let listener = listen::bind(config.listen_address, config.listen_port)?;
         let port = listener.as_ref().and_then(|l| l.local_addr().ok()).map(|at| at.port());
         let me = identity_of(&config, port)?;
@@ -138,10 +138,12 @@ impl Node {
             }),
             links: Mutex::new(HashMap::new()),
             link_ids: AtomicU32::new(1),
+            retained: AtomicUsize::new(0),
             complaints: Complaints::default(),
             complained: AtomicU64::new(0),
             started: now,
-            runtime: Mutex::new(None),
+            workers,
+            stopper: Mutex::new(Some(stopper)),
         });
         tokio::spawn(driver::run(node.clone(), control, control_rx));
         tokio::spawn(Service::run(node.clone()));
@@ -149,14 +151,13 @@ impl Node {
             tokio::spawn(listen::run(node.clone(), listener));
         }
         drop(entered);
-        *node.runtime.lock() = Some(runtime);
         Ok(node)
     }
 
     /// Stops: says goodbye, gives queued data up to `drain` to leave, ends all tasks. Blocks; not for
     /// a thread of the runtime. A second call does nothing.
     pub fn stop(self: &Arc<Self>, drain: Duration) {
-        let Some(runtime) = self.runtime.lock().take() else { return };
+        let Some(stopper) = self.stopper.lock().take() else { return };
         let until = Instant::now() + drain;
         self.drain(until);
         for channel in self.channels.all() {
@@ -171,8 +172,8 @@ impl Node {
             wait.recv_timeout(Duration::from_millis(200)).ok();
         }
         self.drain(until.max(Instant::now() + Duration::from_millis(100)));
-        runtime.shutdown_timeout(Duration::from_secs(1));
-        // Tasks that were still there have left their links in the table, and its half of each socket
+        stopper.stop();
+        // Tasks that did not end in time have left their links in the table, and its half of each socket
         // would stay open as long as anybody holds the node.
         self.links.lock().clear();
         self.publish(None);
@@ -232,10 +233,7 @@ impl Node {
 
     /// Dials for the control plane, at the addresses that a neighbour was resolved to.
     pub fn dial(self: &Arc<Self>, neighbour: NeighbourId, seq: u64, addresses: Vec<SocketAddr>) {
-        let runtime = self.runtime.lock();
-        if let Some(runtime) = &*runtime {
-            runtime.spawn(dial::run(self.clone(), neighbour, seq, addresses));
-        }
+        self.workers.main().spawn(dial::run(self.clone(), neighbour, seq, addresses));
     }
 
     /// Tells the control plane that a neighbour could not be resolved.

@@ -11,6 +11,7 @@ use crate::dispatch::Dispatch;
 use crate::driver::Input;
 use crate::link::Link;
 use crate::node::Node;
+use crate::workers::note_activity;
 
 /// The buffer of an idle link, and of one that has much to read, in bytes. A thousand idle links
 /// should not hold a thousand large buffers; a busy one should not pay a system call per record.
@@ -79,6 +80,7 @@ async fn read_loop(
         }
         link.heard_ms.store(node.now_ms(), Ordering::Relaxed);
         dispatch.end_read();
+        note_activity();
         buffer.make_room();
     }
 }

@@ -3,7 +3,7 @@
 rustler::atoms! {
     ok, error, undefined, none, all, auto, from, fixed, cookie, key, name, address,
     // events
-    chatter, chatter_event, chatter_log, chatter_accept, chatter_in, chatter_closed,
+    chatter, chatter_event, chatter_log, chatter_accept, chatter_ready, more, idle,
     chatter_writable, opened, handshake, closed, dial, node_up, node_down, node_lost, node_found,
     link_up, link_down, name_clash,
     // results

@@ -3,8 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use chatter_core::wire::data::ResetReason;
+use bytes::Bytes;
+use chatter_core::channel::CHUNK_LEN;
+use chatter_core::wire::data::{ITEM_HEADER_LEN, ResetReason};
 use chatter_net::channel::{Channel, SendStatus, State};
+use parking_lot::Mutex;
 use rustler::{
     Atom, Binary, Encoder, Env, ListIterator, LocalPid, Monitor, NifResult, Resource, ResourceArc,
     Term,
@@ -13,7 +16,8 @@ use rustler::{
 use crate::atoms;
 use crate::host::{BeamChannel, bin};
 use crate::node::current;
-use crate::sink::BeamSink;
+use crate::pinned;
+use crate::sink::{BeamSink, Taken, reason_atom};
 
 /// Bytes that use up a whole time slice: what the NIF does for them takes about a millisecond.
 const BYTES_PER_SLICE: usize = 1024 * 1024;
@@ -23,6 +27,8 @@ pub(crate) struct ChannelRef {
     channel: Arc<Channel>,
     /// `mf_getstat` must show progress while the other node is known to be alive.
     ticks: AtomicU64,
+    /// Fetched from the sink, not yet handed over; only the input process comes here.
+    taken: Mutex<Taken>,
 }
 
 #[rustler::resource_impl]
@@ -42,7 +48,7 @@ impl Drop for ChannelRef {
 
 impl ChannelRef {
     pub(crate) fn new(channel: Arc<Channel>) -> Self {
-        let this = Self { channel, ticks: AtomicU64::new(0) };
+        let this = Self { channel, ticks: AtomicU64::new(0), taken: Mutex::default() };
         if let Some(host) = this.host() {
             host.set_index(this.channel.index.0);
         }
@@ -112,11 +118,31 @@ fn controller(env: Env, channel: ResourceArc<ChannelRef>, pid: LocalPid) -> Atom
     atoms::ok()
 }
 
-/// `input(Channel) -> {Frames, Cost, open | Reason}`: the caller takes frames from now on.
+/// `input(Channel) -> ok`: the caller fetches frames from now on.
 #[rustler::nif]
-fn input<'a>(env: Env<'a>, channel: ResourceArc<ChannelRef>) -> NifResult<Term<'a>> {
-    let (frames, cost, closed) = channel.with_sink(|sink| sink.set_input(env, env.pid()))?;
-    Ok((frames, cost, closed.unwrap_or_else(atoms::open)).encode(env))
+fn input(env: Env, channel: ResourceArc<ChannelRef>) -> NifResult<Atom> {
+    channel.with_sink(|sink| sink.set_input(env.pid()))?;
+    Ok(atoms::ok())
+}
+
+/// `fetch(Channel, Granted) -> {Frames, Cost, more | idle | Reason}`: grants the cost of the frames
+/// before and gives the next ones. After `idle`, `{chatter_ready, Index}` tells when there are more.
+#[rustler::nif]
+fn fetch<'a>(env: Env<'a>, channel: ResourceArc<ChannelRef>, granted: u64) -> NifResult<Term<'a>> {
+    if granted > 0 {
+        channel.channel.grant(granted);
+    }
+    let mut taken = channel.taken.lock();
+    let refilled = taken.is_empty();
+    let closed = if refilled { channel.with_sink(|sink| sink.take(&mut taken))? } else { None };
+    let (frames, cost) = taken.fetch(env);
+    let state = match closed {
+        _ if !taken.is_empty() || !refilled => atoms::more(),
+        Some(_) if !frames.is_empty() => atoms::more(),
+        Some(reason) => reason_atom(reason),
+        None => atoms::idle(),
+    };
+    Ok((frames, cost, state).encode(env))
 }
 
 /// `handshake(Channel, Message) -> ok | closed`.
@@ -134,22 +160,29 @@ fn handshake(channel: ResourceArc<ChannelRef>, message: Binary) -> Atom {
 fn send<'a>(env: Env<'a>, channel: ResourceArc<ChannelRef>, frames: Term<'a>) -> NifResult<Atom> {
     let mut list: Vec<Term> = Vec::with_capacity(64);
     list.extend(frames.decode::<ListIterator>()?);
-    let mut pieces: Vec<&[u8]> = Vec::with_capacity(4 * list.len());
+    let mut pieces: Vec<Binary> = Vec::with_capacity(4 * list.len());
     let mut ends: Vec<(usize, usize)> = Vec::with_capacity(list.len());
     for frame in list.iter().rev() {
         let mut total = 0;
         for piece in frame.decode::<ListIterator>()? {
             let piece = Binary::from_term(piece)?;
             total += piece.len();
-            pieces.push(piece.as_slice());
+            pieces.push(piece);
         }
         ends.push((pieces.len(), total));
     }
     let bytes: usize = ends.iter().map(|(_, total)| total).sum();
     let status = channel.channel.send(ends.len() as u64, |sender| {
+        sender.expect(bytes + ends.len() * ITEM_HEADER_LEN);
         let mut start = 0;
         for &(end, total) in &ends {
-            sender.push_frame(&pieces[start..end], total);
+            if total > CHUNK_LEN {
+                let pieces: Vec<Bytes> = pieces[start..end].iter().map(pinned::bytes).collect();
+                sender.push_large_frame(&pieces, total);
+            } else {
+                let pieces: Vec<&[u8]> = pieces[start..end].iter().map(Binary::as_slice).collect();
+                sender.push_frame(&pieces, total);
+            }
             start = end;
         }
         bytes as u64

@@ -41,6 +41,8 @@ pub(crate) struct StartConfig<'a> {
     channel_window: u64,
     max_frame: usize,
     max_channels: usize,
+    retransmit_memory: usize,
+    setup_retry_ms: u64,
     relay_queue: usize,
     link_queue: usize,
     max_half_open: usize,
@@ -50,6 +52,7 @@ pub(crate) struct StartConfig<'a> {
     reconnect_min_ms: u32,
     reconnect_max_ms: u32,
     workers: usize,
+    busy_poll_us: u64,
 }
 
 impl StartConfig<'_> {
@@ -85,12 +88,15 @@ impl StartConfig<'_> {
             channel_window: self.channel_window,
             max_frame: self.max_frame,
             max_channels: self.max_channels,
+            retransmit_memory: self.retransmit_memory,
+            setup_retry: Duration::from_millis(self.setup_retry_ms),
             relay_queue: self.relay_queue,
             link_queue: self.link_queue,
             max_half_open: self.max_half_open,
             max_links: self.max_links,
             handshake_timeout: Duration::from_millis(self.handshake_timeout_ms),
             workers: self.workers,
+            busy_poll: Duration::from_micros(self.busy_poll_us),
         })
     }
 }

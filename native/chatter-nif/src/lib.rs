@@ -10,6 +10,7 @@ mod host;
 mod info;
 mod log;
 mod node;
+mod pinned;
 mod sink;
 
 fn load(_env: rustler::Env, _info: rustler::Term) -> bool {

@@ -1,8 +1,10 @@
-//! What a channel has received, on its way to the BEAM: collected during a read, then one message to
-//! the input process with all frames, each an exact-size binary of its own.
+//! What a channel has received, on its way to the BEAM.
 //!
-//! Until the input process is there, frames wait here; the channel's credit bounds them.
+//! Frames wait here, bounded by the channel's credit, until the input process fetches them; it is
+//! told once that there are some. They become binaries in its own call: on a scheduler, whose
+//! allocators need no lock, each an exact-size binary of its own.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use chatter_core::channel::receive::Sink;
@@ -19,8 +21,44 @@ enum Frame {
     Large(OwnedBinary),
 }
 
-/// Frames from this length on are put into a binary of their own at once.
-const LARGE: usize = 4 * 1024;
+/// Frames from this length on are put into a binary of their own at once: copying twice would cost
+/// more than a lock.
+const LARGE: usize = 8 * 1024;
+
+/// Bytes of small frames, and frames, that one call turns into binaries: well below a millisecond.
+const FETCH_BYTES: usize = 256 * 1024;
+const FETCH_FRAMES: usize = 1024;
+
+/// Frames that the input process has taken and not yet turned into binaries.
+#[derive(Default)]
+pub(crate) struct Taken {
+    frames: VecDeque<(Frame, u64)>,
+    small: Vec<u8>,
+}
+
+impl Taken {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// Turns the next frames into binaries; also gives their cost.
+    pub(crate) fn fetch<'a>(&mut self, env: Env<'a>) -> (Vec<Term<'a>>, u64) {
+        let mut frames = Vec::with_capacity(self.frames.len().min(FETCH_FRAMES));
+        let (mut bytes, mut total_cost) = (0, 0);
+        while bytes < FETCH_BYTES && frames.len() < FETCH_FRAMES {
+            let Some((frame, cost)) = self.frames.pop_front() else { break };
+            total_cost += cost;
+            frames.push(match frame {
+                Frame::Small { start, len } => {
+                    bytes += len;
+                    NewBinary::from_slice(env, &self.small[start..start + len]).into()
+                }
+                Frame::Large(binary) => binary.release(env).to_term(env),
+            });
+        }
+        (frames, total_cost)
+    }
+}
 
 /// See the [module](self).
 pub(crate) struct BeamSink {
@@ -28,24 +66,38 @@ pub(crate) struct BeamSink {
     env: OwnedEnv,
     input: Option<LocalPid>,
     owner: Option<LocalPid>,
-    frames: Vec<Frame>,
-    small: Vec<u8>,
-    cost: u64,
+    waiting: Taken,
+    /// The input process has been told and has not fetched everything since.
+    told: bool,
     handshakes: Vec<(Vec<u8>, u64)>,
     assembly: Option<(OwnedBinary, usize)>,
     closed: Option<ResetReason>,
 }
 
 impl BeamSink {
+    /// Tells the input process that there is something to fetch, unless it knows.
+    fn tell(&mut self) {
+        if let Some(input) = self.input
+            && !self.told
+        {
+            self.told = true;
+            // Not a bare atom: a message without a heap is freed by the receiver at once, and since this
+            // thread has allocated it, by waking a further thread each time; others go with the next
+            // garbage collection, many together. A dead input process takes the channel with it.
+            let index = self.host.index();
+            let _ = self.env.run(|env| env.send(&input, (atoms::chatter_ready(), index)));
+            self.env.clear();
+        }
+    }
+
     pub(crate) fn new(host: Arc<BeamChannel>) -> Self {
         Self {
             host,
             env: OwnedEnv::new(),
             input: None,
             owner: None,
-            frames: Vec::new(),
-            small: Vec::new(),
-            cost: 0,
+            waiting: Taken::default(),
+            told: true,
             handshakes: Vec::new(),
             assembly: None,
             closed: None,
@@ -61,35 +113,20 @@ impl BeamSink {
         }
     }
 
-    /// The process that takes frames; returns those that have come so far with their cost, and
-    /// whether the channel is over after them.
-    pub(crate) fn set_input<'a>(
-        &mut self,
-        env: Env<'a>,
-        input: LocalPid,
-    ) -> (Vec<Term<'a>>, u64, Option<Atom>) {
+    /// The process that fetches frames; it counts as told.
+    pub(crate) fn set_input(&mut self, input: LocalPid) {
         self.input = Some(input);
-        let frames = make_frames(env, &mut self.frames, &self.small);
-        self.small.clear();
-        (frames, std::mem::take(&mut self.cost), self.closed.map(reason_atom))
+        self.told = true;
     }
 
-    fn add_large(&mut self, binary: OwnedBinary, cost: u64) {
-        self.frames.push(Frame::Large(binary));
-        self.cost += cost;
+    /// Exchanges all frames that wait against an empty `taken`; tells why the channel is over, if it
+    /// is. The input process will be told of the next frames.
+    pub(crate) fn take(&mut self, taken: &mut Taken) -> Option<ResetReason> {
+        taken.small.clear();
+        std::mem::swap(&mut self.waiting, taken);
+        self.told = false;
+        self.closed
     }
-}
-
-fn make_frames<'a>(env: Env<'a>, frames: &mut Vec<Frame>, small: &[u8]) -> Vec<Term<'a>> {
-    frames
-        .drain(..)
-        .map(|frame| match frame {
-            Frame::Small { start, len } => {
-                NewBinary::from_slice(env, &small[start..start + len]).into()
-            }
-            Frame::Large(binary) => binary.release(env).to_term(env),
-        })
-        .collect()
 }
 
 /// Why a channel ended, as nodedown will give it.
@@ -105,13 +142,14 @@ pub(crate) fn reason_atom(reason: ResetReason) -> Atom {
 
 impl Sink for BeamSink {
     fn frame(&mut self, frame: &[u8], cost: u64) {
-        if frame.len() >= LARGE {
-            return self.add_large(OwnedBinary::from_slice(frame), cost);
-        }
-        let start = self.small.len();
-        self.small.extend_from_slice(frame);
-        self.frames.push(Frame::Small { start, len: frame.len() });
-        self.cost += cost;
+        let frame = if frame.len() >= LARGE {
+            Frame::Large(OwnedBinary::from_slice(frame))
+        } else {
+            let start = self.waiting.small.len();
+            self.waiting.small.extend_from_slice(frame);
+            Frame::Small { start, len: frame.len() }
+        };
+        self.waiting.frames.push_back((frame, cost));
     }
 
     fn frame_start(&mut self, total: usize) {
@@ -127,7 +165,7 @@ impl Sink for BeamSink {
 
     fn frame_end(&mut self, cost: u64) {
         if let Some((binary, _)) = self.assembly.take() {
-            self.add_large(binary, cost);
+            self.waiting.frames.push_back((Frame::Large(binary), cost));
         }
     }
 
@@ -148,16 +186,9 @@ impl ChannelSink for BeamSink {
                 });
             }
         }
-        let Some(input) = self.input else { return };
-        if self.frames.is_empty() {
-            return;
+        if !self.waiting.is_empty() {
+            self.tell();
         }
-        let (frames, small) = (&mut self.frames, &self.small);
-        let cost = std::mem::take(&mut self.cost);
-        let _ = self.env.send_and_clear(&input, |env| {
-            (atoms::chatter_in(), make_frames(env, frames, small), cost).encode(env)
-        });
-        self.small.clear();
     }
 
     fn closed(&mut self, reason: ResetReason) {
@@ -166,11 +197,9 @@ impl ChannelSink for BeamSink {
         }
         self.closed = Some(reason);
         let reason = reason_atom(reason);
-        // The input process has frames before it in its mailbox: it ends the connection after them.
-        if let Some(input) = self.input {
-            let _ = self
-                .env
-                .send_and_clear(&input, |env| (atoms::chatter_closed(), reason).encode(env));
+        // The input process finds out when it has fetched everything: it ends the connection then.
+        if self.input.is_some() {
+            self.tell();
         } else if let Some(owner) = self.owner {
             let index = self.host.index();
             let _ = self.env.send_and_clear(&owner, |env| {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::{CHUNK_LEN, item_cost};
 use crate::ids::{ChannelIndex, NodeId};
 use crate::wire::data::{Ack, ITEM_HEADER_LEN, TOTAL_LEN, item, item_header};
+use crate::wire::packet::Packet;
 use crate::wire::routed::{HOP_LIMIT, ROUTED_HEADER_LEN, RoutedHeader};
 use crate::wire::{PACKET_HEADER_LEN, PacketType, packet_header};
 
@@ -32,16 +33,27 @@ pub struct Route {
     pub channel: ChannelIndex,
 }
 
+/// Pieces of a large frame from this length on are sent from where they are.
+const BODY_MIN: usize = 4 * 1024;
+
+/// A large frame on its way into chunks.
+struct Chunker {
+    total: usize,
+    left: usize,
+    /// Small pieces that wait for the chunk to be full.
+    head: Vec<u8>,
+}
+
 struct Built {
     number: u64,
     cost: u64,
-    packet: Bytes,
+    packet: Packet,
 }
 
 struct Unacked {
     number: u64,
     /// `None` once a range has acknowledged it: the receiver keeps what it has acknowledged.
-    packet: Option<Bytes>,
+    packet: Option<Packet>,
     /// When it was last handed out.
     sent_at: Instant,
     /// It was handed out more than once: which copy an acknowledgement means is not known.
@@ -77,6 +89,8 @@ pub struct Sender {
     credit: u64,
     building: Vec<u8>,
     building_cost: u64,
+    /// Bytes that will still be pushed before the end of the batch, as far as is known.
+    expected: usize,
     /// Built, but not yet handed out for want of credit.
     waiting: VecDeque<Built>,
     waiting_bytes: usize,
@@ -105,6 +119,7 @@ impl Sender {
             credit,
             building: Vec::new(),
             building_cost: 0,
+            expected: 0,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             unacked: VecDeque::new(),
@@ -151,16 +166,40 @@ impl Sender {
         self.next_number
     }
 
-    /// Takes one frame of the VM, given in pieces of `total` bytes in all.
+    /// Says how many bytes will be pushed until the end of the batch, so that room is made once.
+    pub fn expect(&mut self, bytes: usize) {
+        self.expected = bytes;
+    }
+
+    /// Takes one frame of the VM of at most [`CHUNK_LEN`] bytes, given in pieces of `total` bytes in
+    /// all. They are copied.
     pub fn push_frame(&mut self, pieces: &[&[u8]], total: usize) {
-        if total <= CHUNK_LEN {
-            self.begin_item(item::FRAME, total);
-            for piece in pieces {
-                self.building.extend_from_slice(piece);
-            }
-        } else {
-            self.push_chunks(pieces, total);
+        self.begin_item(item::FRAME, total);
+        for piece in pieces {
+            self.building.extend_from_slice(piece);
         }
+        self.expected = self.expected.saturating_sub(total);
+    }
+
+    /// Takes one frame of the VM of more than [`CHUNK_LEN`] bytes, given in pieces of `total` bytes in
+    /// all. Large pieces are not copied: they are kept until acknowledged.
+    pub fn push_large_frame(&mut self, pieces: &[Bytes], total: usize) {
+        self.end_batch();
+        let mut chunker = Chunker { total, left: total, head: Vec::new() };
+        for piece in pieces {
+            let mut piece = piece.clone();
+            while chunker.head.len() + piece.len() >= CHUNK_LEN
+                || (piece.len() >= BODY_MIN && !piece.is_empty())
+            {
+                let body = piece.split_to(piece.len().min(CHUNK_LEN - chunker.head.len()));
+                self.finish_chunk(&mut chunker, body);
+            }
+            chunker.head.extend_from_slice(&piece);
+        }
+        if !chunker.head.is_empty() {
+            self.finish_chunk(&mut chunker, Bytes::new());
+        }
+        self.expected = self.expected.saturating_sub(total);
     }
 
     /// Takes one message of the distribution handshake (at most [`CHUNK_LEN`] bytes are kept).
@@ -180,20 +219,43 @@ impl Sender {
 
     /// Ends the packet that is being built.
     pub fn end_batch(&mut self) {
-        if self.building.is_empty() {
-            return;
+        if !self.building.is_empty() {
+            let head = std::mem::take(&mut self.building);
+            self.finish_packet(head, Bytes::new());
         }
-        let mut packet = std::mem::take(&mut self.building);
+    }
+
+    /// Numbers a packet whose `head` begins with room for the headers.
+    fn finish_packet(&mut self, mut head: Vec<u8>, body: Bytes) {
         let number = self.next_number;
         self.next_number += 1;
-        self.put_prefix(&mut packet, number);
+        self.put_prefix(&mut head, body.len(), number);
+        let packet = Packet { head: Bytes::from(head), body };
         self.waiting_bytes += packet.len();
         let cost = std::mem::take(&mut self.building_cost);
-        self.waiting.push_back(Built { number, cost, packet: Bytes::from(packet) });
+        self.waiting.push_back(Built { number, cost, packet });
+    }
+
+    /// Makes a packet of one chunk: what is in the chunker's head, then `body`.
+    fn finish_chunk(&mut self, chunker: &mut Chunker, body: Bytes) {
+        let part = chunker.head.len() + body.len();
+        let first = chunker.left == chunker.total;
+        let mut head =
+            Vec::with_capacity(PREFIX_LEN + ITEM_HEADER_LEN + TOTAL_LEN + chunker.head.len());
+        head.resize(PREFIX_LEN, 0);
+        let len = if first { TOTAL_LEN + part } else { part };
+        head.extend_from_slice(&item_header(if first { item::FIRST } else { item::MORE }, len));
+        if first {
+            head.extend_from_slice(&(chunker.total as u32).to_be_bytes());
+        }
+        head.append(&mut chunker.head);
+        chunker.left -= part;
+        self.building_cost += item_cost(len);
+        self.finish_packet(head, body);
     }
 
     /// The next packet to put on a link, resends first.
-    pub fn poll_packet(&mut self, now: Instant) -> Option<Bytes> {
+    pub fn poll_packet(&mut self, now: Instant) -> Option<Packet> {
         while let Some(number) = self.resend.pop_front() {
             if let Some(packet) = self.hand_out_again(now, number) {
                 self.retransmits += 1;
@@ -373,7 +435,7 @@ impl Sender {
         }
     }
 
-    fn hand_out_again(&mut self, now: Instant, number: u64) -> Option<Bytes> {
+    fn hand_out_again(&mut self, now: Instant, number: u64) -> Option<Packet> {
         let entry = self.entry(number)?;
         entry.queued = false;
         entry.sent_at = now;
@@ -383,13 +445,14 @@ impl Sender {
 
     /// A DATA packet outside the numbering: the receiver takes it for a repeated one, and tells how
     /// far it is and what credit there is.
-    fn credit_probe(&self) -> Bytes {
-        let mut packet = vec![0; PREFIX_LEN];
-        self.put_prefix(&mut packet, 0);
-        Bytes::from(packet)
+    fn credit_probe(&self) -> Packet {
+        let mut head = vec![0; PREFIX_LEN];
+        self.put_prefix(&mut head, 0, 0);
+        Packet::from(head)
     }
 
-    fn put_prefix(&self, packet: &mut [u8], number: u64) {
+    /// Fills in the headers of a packet whose content is what follows in `head`, and so many bytes.
+    fn put_prefix(&self, head: &mut [u8], body_len: usize, number: u64) {
         let header = RoutedHeader {
             flags: 0,
             hop_limit: HOP_LIMIT,
@@ -399,9 +462,9 @@ impl Sender {
             channel: self.route.channel,
             number,
         };
-        let len = packet.len() - PACKET_HEADER_LEN;
-        packet[..PACKET_HEADER_LEN].copy_from_slice(&packet_header(PacketType::Data, len));
-        packet[PACKET_HEADER_LEN..PREFIX_LEN].copy_from_slice(&header.to_bytes());
+        let len = head.len() + body_len - PACKET_HEADER_LEN;
+        head[..PACKET_HEADER_LEN].copy_from_slice(&packet_header(PacketType::Data, len));
+        head[PACKET_HEADER_LEN..PREFIX_LEN].copy_from_slice(&header.to_bytes());
     }
 
     fn sample(&mut self, rtt: Duration) {
@@ -415,39 +478,6 @@ impl Sender {
         self.srtt.map_or(PROBE_MIN, |srtt| (srtt * 4).clamp(PROBE_MIN, PROBE_MAX))
     }
 
-    fn push_chunks(&mut self, pieces: &[&[u8]], total: usize) {
-        self.end_batch();
-        let mut left = total;
-        let mut room = 0;
-        for piece in pieces {
-            let mut piece = *piece;
-            while !piece.is_empty() {
-                if room == 0 {
-                    let first = left == total;
-                    room = left.min(CHUNK_LEN);
-                    self.begin_chunk(first, room, total);
-                    left -= room;
-                }
-                let (head, tail) = piece.split_at(piece.len().min(room));
-                self.building.extend_from_slice(head);
-                room -= head.len();
-                piece = tail;
-                if room == 0 && left > 0 {
-                    self.end_batch();
-                }
-            }
-        }
-    }
-
-    fn begin_chunk(&mut self, first: bool, len: usize, total: usize) {
-        if first {
-            self.begin_item(item::FIRST, TOTAL_LEN + len);
-            self.building.extend_from_slice(&(total as u32).to_be_bytes());
-        } else {
-            self.begin_item(item::MORE, len);
-        }
-    }
-
     fn begin_item(&mut self, kind: u8, len: usize) {
         self.begin_packet(ITEM_HEADER_LEN + len);
         self.building.extend_from_slice(&item_header(kind, len));
@@ -459,7 +489,7 @@ impl Sender {
             self.end_batch();
         }
         if self.building.is_empty() {
-            self.building.reserve(PREFIX_LEN + len);
+            self.building.reserve(PREFIX_LEN + len.max(self.expected.min(CHUNK_LEN)));
             self.building.resize(PREFIX_LEN, 0);
         }
     }

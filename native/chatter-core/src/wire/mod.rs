@@ -14,6 +14,7 @@ pub mod data;
 pub mod hello;
 pub mod identity;
 pub mod lsp;
+pub mod packet;
 pub mod reader;
 pub mod routed;
 

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use chatter_core::channel::CHUNK_LEN;
 use chatter_core::channel::receive::Sink;
 use chatter_core::control::{ControlConfig, ControlEvent, LinkInfo, LinkState};
 use chatter_core::crypto::ClusterKey;
@@ -54,6 +56,9 @@ pub fn config(name: &str) -> NetConfig {
             ..ControlConfig::default()
         },
         channel_window: 1 << 20,
+        retransmit_memory: 256 << 20,
+        setup_retry: Duration::from_millis(250),
+        busy_poll: Duration::ZERO,
         max_frame: 64 << 20,
         max_channels: 100,
         relay_queue: 16 << 20,
@@ -275,7 +280,11 @@ pub fn frame(i: u32) -> Vec<u8> {
 
 pub fn send(channel: &Arc<Channel>, frame: &[u8]) -> SendStatus {
     channel.send(1, |sender| {
-        sender.push_frame(&[frame], frame.len());
+        if frame.len() > CHUNK_LEN {
+            sender.push_large_frame(&[Bytes::copy_from_slice(frame)], frame.len());
+        } else {
+            sender.push_frame(&[frame], frame.len());
+        }
         frame.len() as u64
     })
 }

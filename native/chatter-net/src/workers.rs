@@ -1,0 +1,135 @@
+//! The threads of a node: each runs a single-threaded runtime of its own, and every link lives on one
+//! of them.
+//!
+//! A shared, work-stealing runtime would hand a socket that became readable from the thread that
+//! polls to another one; on the way of a message that hop costs more than everything else here.
+
+use std::cell::RefCell;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::{Notify, oneshot};
+
+/// The threads of a node.
+pub(crate) struct Workers {
+    handles: Vec<Handle>,
+    next: AtomicUsize,
+}
+
+/// What ends the threads; kept apart, since only the one who stops the node may use it.
+pub(crate) struct Stopper {
+    stops: Vec<oneshot::Sender<()>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Workers {
+    /// Starts `count` threads, which poll for `busy_poll` after something has come in.
+    pub(crate) fn start(count: usize, busy_poll: Duration) -> io::Result<(Self, Stopper)> {
+        let mut handles = Vec::with_capacity(count);
+        let mut stopper = Stopper { stops: Vec::new(), threads: Vec::new() };
+        for n in 0..count.max(1) {
+            let runtime = Builder::new_current_thread().enable_all().build()?;
+            handles.push(runtime.handle().clone());
+            let (stop, stopped) = oneshot::channel();
+            stopper.stops.push(stop);
+            let thread = std::thread::Builder::new().name(format!("chatter-{n}"));
+            let poller = BusyPoll::new(busy_poll);
+            stopper.threads.push(thread.spawn(move || {
+                POLLER.set(Some(poller.clone()));
+                runtime.spawn(poller.run());
+                // Ends, and with it all tasks of this thread, when told to or when nobody could tell.
+                let _ = runtime.block_on(stopped);
+            })?);
+        }
+        Ok((Self { handles, next: AtomicUsize::new(0) }, stopper))
+    }
+
+    /// The thread of the control plane and of everything that is not a link.
+    pub(crate) fn main(&self) -> &Handle {
+        &self.handles[0]
+    }
+
+    /// The thread for the next link. The control plane's comes last: it has work of its own.
+    pub(crate) fn for_link(&self) -> &Handle {
+        let n = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        &self.handles[n % self.handles.len()]
+    }
+}
+
+impl Stopper {
+    /// Ends all threads and waits for them. Not for a thread of the node.
+    pub(crate) fn stop(self) {
+        drop(self.stops);
+        for thread in self.threads {
+            // A panic there has been reported by its task already.
+            thread.join().ok();
+        }
+    }
+}
+
+thread_local! {
+    static POLLER: RefCell<Option<Arc<BusyPoll>>> = const { RefCell::new(None) };
+}
+
+/// Polls sockets for a short while after something has come in, before the thread goes to sleep.
+///
+/// Traffic comes in bursts and answers follow questions: whoever was just busy will soon be again.
+/// Waking a sleeping thread takes 10 µs and more where the processor has to be told by an interrupt
+/// (ARCHITECTURE.md has the figures); the BEAM's schedulers spin for the same reason. Others that want
+/// the processor get it: every round yields.
+struct BusyPoll {
+    span: Duration,
+    base: Instant,
+    /// Until when to poll, in µs since `base`.
+    until_us: AtomicU64,
+    polling: AtomicBool,
+    wake: Notify,
+}
+
+impl BusyPoll {
+    fn new(span: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            span,
+            base: Instant::now(),
+            until_us: AtomicU64::new(0),
+            polling: AtomicBool::new(false),
+            wake: Notify::new(),
+        })
+    }
+
+    fn note(&self) {
+        let until = (self.base.elapsed() + self.span).as_micros() as u64;
+        self.until_us.store(until, Ordering::Relaxed);
+        if !self.polling.swap(true, Ordering::Relaxed) {
+            self.wake.notify_one();
+        }
+    }
+
+    /// A task that is ready whenever nothing else is: so the runtime looks at its sockets again
+    /// instead of sleeping.
+    async fn run(self: Arc<Self>) {
+        loop {
+            self.wake.notified().await;
+            while (self.base.elapsed().as_micros() as u64) < self.until_us.load(Ordering::Relaxed) {
+                tokio::task::yield_now().await;
+                std::thread::yield_now();
+            }
+            self.polling.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Something has come in on this thread.
+pub(crate) fn note_activity() {
+    POLLER.with_borrow(|poller| {
+        if let Some(poller) = poller
+            && !poller.span.is_zero()
+        {
+            poller.note();
+        }
+    });
+}
