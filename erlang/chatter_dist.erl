@@ -30,6 +30,9 @@
 -define(DIAL_WAIT_MS, 1000).
 -define(DIALS, 5).
 
+%% How often a channel is asked for that ends before it is granted.
+-define(OPENS, 3).
+
 %% @doc What runs below `net_sup' before any application does. Called again at every start of
 %% distribution. A configuration that is refused halts a node that is booting, with one line.
 -spec childspecs() -> {ok, [supervisor:child_spec()]}.
@@ -160,18 +163,39 @@ setup(Node, Type, MyNode, LongOrShortNames, SetupTime) ->
 do_setup(Kernel, Node, {Type, LongOrShortNames}, MyNode, SetupTime) ->
     Timer = dist_util:start_timer(SetupTime),
     ok = check_name(Node, LongOrShortNames),
+    ok = own_name_known(MyNode),
+    {Channel, Index} = open(Node, Timer, ?OPENS),
+    HSData = hs_data(Channel, Index, Kernel, MyNode, Timer),
+    dist_util:handshake_we_started(
+      HSData#hs_data{other_node = Node, other_version = 6, request_type = Type}).
+
+%% A node of `net_kernel:start(Name, #{dist_listen => false})' learns its name only here.
+own_name_known(MyNode) ->
+    case atom_to_list(MyNode) of
+        "undefined@" ++ _ -> ok;
+        Name -> {ok, _} = chatter_node:ensure_name(Name), ok
+    end.
+
+%% A node that was just restarted may still be known as its former life: then the first channel comes
+%% to nothing, and the tables know better a moment later.
+open(Node, Timer, Opens) ->
     ok = find_route(Node),
     dist_util:reset_timer(Timer),
     case chatter_nif:open(atom_to_binary(Node)) of
         {ok, Channel, Index} ->
             receive
-                {chatter, Index, opened} -> ok;
-                {chatter, Index, {closed, Reason}} -> ?shutdown2(Node, Reason)
-            end,
-            dist_util:reset_timer(Timer),
-            HSData = hs_data(Channel, Index, Kernel, MyNode, Timer),
-            dist_util:handshake_we_started(
-              HSData#hs_data{other_node = Node, other_version = 6, request_type = Type});
+                {chatter, Index, opened} ->
+                    dist_util:reset_timer(Timer),
+                    {Channel, Index};
+                {chatter, Index, {closed, connection_refused}} ->
+                    ?shutdown2(Node, connection_refused);
+                {chatter, Index, {closed, _}} when Opens > 1 ->
+                    open(Node, Timer, Opens - 1);
+                {chatter, Index, {closed, Reason}} ->
+                    ?shutdown2(Node, Reason)
+            end;
+        {error, no_route} when Opens > 1 ->
+            open(Node, Timer, Opens - 1);
         {error, Reason} ->
             ?shutdown2(Node, Reason)
     end.

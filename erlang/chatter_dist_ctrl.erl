@@ -24,6 +24,9 @@
 %% How long a controller may take to hand over what the VM has queued when the node stops.
 -define(DRAIN_MS, 1000).
 
+%% How long a process of a connection that is over waits to be ended with the right reason.
+-define(DEATH_ROW_MS, 5000).
+
 -define(SPAWN_OPTS, [link, {priority, high}, {message_queue_data, off_heap},
                      {min_heap_size, 4096}, {fullsweep_after, 20}]).
 
@@ -70,7 +73,18 @@ controller(Supervisor, Channel) ->
             _ = erlang:dist_ctrl_set_opt(DHandle, get_size, true),
             Input ! {self(), go},
             Supervisor ! {Ref, started},
-            fetch(DHandle, Channel)
+            while_connected(fun() -> fetch(DHandle, Channel) end)
+    end.
+
+%% The VM refuses a handle whose connection it has ended. Then the exit signal that says why is on its
+%% way, and must not be overtaken by one of our own.
+-spec while_connected(fun(() -> no_return())) -> no_return().
+while_connected(Loop) ->
+    try
+        Loop()
+    catch
+        error:badarg ->
+            receive after ?DEATH_ROW_MS -> exit(connection_closed) end
     end.
 
 %% Nothing is known to be queued, or more than a batch was.
@@ -86,7 +100,7 @@ fetch(DHandle, Channel) ->
                     ok = erlang:dist_ctrl_get_data_notification(DHandle),
                     wait(DHandle, Channel);
                 full -> wait_writable(DHandle, Channel);
-                closed -> exit(connection_closed)
+                closed -> wait_end()
             end
     end.
 
@@ -94,28 +108,37 @@ wait(DHandle, Channel) ->
     receive
         dist_data -> fetch(DHandle, Channel);
         chatter_writable -> wait(DHandle, Channel);
-        {send, From, Ref, IoData} ->
-            raw(Channel, From, Ref, IoData),
-            wait(DHandle, Channel);
+        {send, From, Ref, IoData} -> raw(DHandle, Channel, From, Ref, IoData);
         {drain, From, Ref} ->
             drain(DHandle, Channel),
             From ! {Ref, drained},
             wait(DHandle, Channel)
     end.
 
-%% The channel is full: fetching less is the back-pressure.
+%% The channel is full: fetching less is the back-pressure. Raw frames wait in the mailbox.
 wait_writable(DHandle, Channel) ->
     receive
         chatter_writable -> fetch(DHandle, Channel);
-        {send, From, Ref, IoData} ->
-            raw(Channel, From, Ref, IoData),
+        {drain, From, Ref} ->
+            drain(DHandle, Channel),
+            From ! {Ref, drained},
             wait_writable(DHandle, Channel)
     end.
 
-%% One raw frame, as OTP's own suites ask of a controller.
-raw(Channel, From, Ref, IoData) ->
-    _ = chatter_nif:send(Channel, [[iolist_to_binary(IoData)]]),
-    From ! {Ref, ok}.
+%% The channel is over. The input process hands over what has come before the end, then exits.
+-spec wait_end() -> no_return().
+wait_end() ->
+    receive after ?DEATH_ROW_MS -> exit(connection_closed) end.
+
+%% One raw frame, as OTP's own suites ask of a controller; refused for as long as the channel is full.
+raw(DHandle, Channel, From, Ref, IoData) ->
+    Status = chatter_nif:send(Channel, [[iolist_to_binary(IoData)]]),
+    From ! {Ref, ok},
+    case Status of
+        ok -> wait(DHandle, Channel);
+        full -> wait_writable(DHandle, Channel);
+        closed -> wait_end()
+    end.
 
 %% The node stops: no notification is asked for, and full counts for nothing.
 drain(DHandle, Channel) ->
@@ -140,7 +163,7 @@ get_frames(DHandle, Count, Bytes, Frames) ->
 input(Ctrl, Channel, DHandle) ->
     receive {Ctrl, go} -> ok end,
     ok = chatter_nif:input(Channel),
-    put_next(Channel, DHandle, 0).
+    while_connected(fun() -> put_next(Channel, DHandle, 0) end).
 
 %% What has been put is granted with the next fetch, or at once if there is nothing more to fetch.
 put_next(Channel, DHandle, Granted) ->

@@ -7,14 +7,17 @@
 -module(chatter_node).
 -behaviour(gen_server).
 
--export([start_link/0, start/2, stop/0, links/0, dial/1, await/2, claims/3, peer_address/1]).
+-export([start_link/0, start/2, ensure_name/1, stop/0, links/0, dial/1, await/2, claims/3, peer_address/1]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 
 -record(state, {
     config :: chatter_config:config() | undefined,
     %% Who waits for a route to which node.
     waiting = [] :: [{node(), gen_server:from(), reference()}],
-    monitors = #{} :: #{reference() => {non_neg_integer(), non_neg_integer(), binary()}}
+    %% Which process resolves which neighbour, and which neighbours are being dialled.
+    monitors = #{} :: #{reference() => {non_neg_integer(), non_neg_integer(), native_spec()}},
+    dialled = #{} :: #{non_neg_integer() => native_spec()},
+    name = "" :: string()
 }).
 
 %% Where `links/0' and `claims/3' find what they need without asking the process.
@@ -22,6 +25,8 @@
 
 %% How long claims/3 may take to ask the registry of a host, in a node with several carriers.
 -define(CLAIM_MS, 300).
+
+-type native_spec() :: {name, binary()} | {address, binary(), inet:port_number()}.
 
 %% @doc Starts the process. A configuration that is refused, or a native library that cannot be
 %% loaded, ends the boot of a node with one line; later it is an error of `net_kernel:start/2'.
@@ -34,6 +39,11 @@ start_link() ->
 -spec start(string(), boolean()) -> {ok, inet:port_number()} | {error, string()}.
 start(FullName, Listen) ->
     gen_server:call(?MODULE, {start, FullName, Listen}, infinity).
+
+%% @doc Gives a native node that was started without a name the one that it has by now.
+-spec ensure_name(string()) -> {ok, inet:port_number()} | {error, string()}.
+ensure_name(FullName) ->
+    gen_server:call(?MODULE, {ensure_name, FullName}, infinity).
 
 %% @doc Stops the native node, after a moment for queued data to leave.
 -spec stop() -> ok.
@@ -143,7 +153,7 @@ handle_call({start, FullName, Listen}, _From, State) ->
         {ok, Props} ->
             ok = connect_neighbours(State#state.config),
             Port = proplists:get_value(port, Props),
-            {reply, {ok, if is_integer(Port) -> Port; true -> 0 end}, State};
+            {reply, {ok, if is_integer(Port) -> Port; true -> 0 end}, State#state{name = FullName}};
         {error, Line} ->
             Text = "chatter: " ++ unicode:characters_to_list(Line),
             case init:get_status() of
@@ -151,6 +161,11 @@ handle_call({start, FullName, Listen}, _From, State) ->
                 _ -> {reply, {error, Text}, State}
             end
     end;
+handle_call({ensure_name, FullName}, From, #state{name = ""} = State) ->
+    %% The name was not known when the node started without listening; nothing has used it yet.
+    handle_call({start, FullName, false}, From, State);
+handle_call({ensure_name, _}, _From, State) ->
+    {reply, {ok, 0}, State};
 handle_call(stop, _From, State) ->
     ok = chatter_nif:node_stop(maps:get(drain_ms, State#state.config)),
     {reply, ok, State};
@@ -209,6 +224,11 @@ handle_event({Event, Name}, State) when Event =:= node_up; Event =:= node_found 
                           gen_server:reply(From, ok)
                   end, Up),
     State#state{waiting = Waiting};
+handle_event({dial_failed, Id}, State) ->
+    case maps:take(Id, State#state.dialled) of
+        {Spec, Dialled} -> fail_waiting(Spec, State#state{dialled = Dialled});
+        error -> State
+    end;
 handle_event({node_lost, Name}, State) ->
     %% A connected node has lost its last route: before it is given up, a link of our own is tried.
     case links() of
@@ -224,13 +244,13 @@ handle_event(_, State) ->
 resolved(Id, Seq, Spec, {addresses, []}, State) ->
     ok = chatter_nif:dial(Id, Seq, []),
     fail_waiting(Spec, State);
-resolved(Id, Seq, _Spec, {addresses, Addresses}, State) ->
+resolved(Id, Seq, Spec, {addresses, Addresses}, State) ->
     ok = chatter_nif:dial(Id, Seq, Addresses),
-    State;
+    State#state{dialled = (State#state.dialled)#{Id => Spec}};
 resolved(Id, Seq, Spec, _Crash, State) ->
     resolved(Id, Seq, Spec, {addresses, []}, State).
 
-%% Nobody knows the node: who waits for it need not wait longer.
+%% Nobody knows the node, or it takes no link from us: who waits for it need not wait longer.
 fail_waiting({name, Name}, State) ->
     {Failed, Waiting} = lists:partition(fun({Node, _, _}) -> atom_to_binary(Node) =:= Name end,
                                         State#state.waiting),
@@ -250,10 +270,23 @@ resolve({name, FullName}) ->
     case string:split(binary_to_list(FullName), "@") of
         [Name, Host] ->
             case chatter_port(Name, Host) of
-                {ok, Port} -> [{Ip, Port} || Ip <- host_addresses(Host)];
+                {ok, Port} -> [{Ip, Port} || Ip <- node_addresses(Name, Host)];
                 {error, _} -> []
             end;
         _ -> []
+    end.
+
+%% An epmd module may know better than the resolver where the node of a name is.
+node_addresses(Name, Host) ->
+    Epmd = net_kernel:epmd_module(),
+    case Epmd =/= chatter_epmd andalso erlang:function_exported(Epmd, address_please, 3) of
+        true ->
+            case Epmd:address_please(Name, Host, inet) of
+                {ok, Ip} -> [ip_bytes(Ip)];
+                {ok, Ip, _Port, _Version} -> [ip_bytes(Ip)];
+                {error, _} -> []
+            end;
+        false -> host_addresses(Host)
     end.
 
 host_addresses(Host) ->
@@ -299,8 +332,8 @@ native_spec({address, Host, Port}) ->
 
 native_config(FullName, Listen, Config) ->
     Keys = [encryption, hello_ms, hold_ms, unreachable_ms, lsp_refresh_s, channel_window, max_frame,
-            max_channels, retransmit_memory, setup_retry_ms, relay_queue, link_queue, max_half_open, max_links, max_nodes,
-            handshake_timeout_ms, reconnect_min_ms, reconnect_max_ms, workers, busy_poll_us],
+            max_channels, retransmit_memory, setup_retry_ms, relay_queue, link_queue, max_half_open,
+            max_links, max_nodes, handshake_timeout_ms, reconnect_min_ms, reconnect_max_ms, workers, busy_poll_us],
     (maps:with(Keys, Config))#{
         name => unicode:characters_to_binary(FullName),
         my_addr => native_address(maps:get(my_addr, Config)),

@@ -120,7 +120,7 @@ impl Scheduler {
             let queue = self.queues.get_mut(&key)?;
             let len = queue.packets.front().map_or(0, Packet::len);
             if queue.deficit < len {
-                queue.deficit += QUANTUM.max(len);
+                queue.deficit += QUANTUM;
                 if self.active.len() > 1 {
                     self.active.rotate_left(1);
                 }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use chatter_core::channel::CHUNK_LEN;
 use chatter_core::channel::receive::{AckNeed, Piggyback, ReceiveError, Receiver, Sink};
 use chatter_core::channel::send::{Route, Sender};
@@ -334,36 +335,46 @@ fn probes_back_off() {
     assert!(sender.poll_timeout().unwrap() <= last + Duration::from_secs(2));
 }
 
-/// Given pieces at odd places and a length around the chunk, expect the frame's bytes in as many
-/// packets as there are chunks, or one more per large piece, which is never copied to fill a chunk.
+/// Given a large frame in pieces of any size, small or large enough to be sent from where they are,
+/// expect the frame at the other end, in packets of a chunk at most.
 #[test]
 fn pieces_make_no_difference() {
-    for len in [0, 1, CHUNK_LEN - 1, CHUNK_LEN, CHUNK_LEN + 1, 2 * CHUNK_LEN, 2 * CHUNK_LEN + 1] {
-        let frame: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
-        let all = |cuts: &[usize]| {
-            let mut pieces = Vec::new();
-            let mut rest = &frame[..];
-            for &cut in cuts {
-                let (head, tail) = rest.split_at(cut.min(rest.len()));
-                pieces.push(head);
-                rest = tail;
+    #[derive(Default)]
+    struct Whole(Vec<u8>, bool);
+    impl Sink for Whole {
+        fn frame(&mut self, _: &[u8], _: u64) {}
+        fn frame_start(&mut self, _: usize) {}
+        fn frame_part(&mut self, part: &[u8]) {
+            self.0.extend_from_slice(part);
+        }
+        fn frame_end(&mut self, _: u64) {
+            self.1 = true;
+        }
+        fn handshake(&mut self, _: &[u8], _: u64) {}
+    }
+    let sizes = [0, 1, 100, 4_095, 4_096, 4_097, CHUNK_LEN - 1, CHUNK_LEN, CHUNK_LEN + 1, 50_000];
+    for len in [CHUNK_LEN + 1, 2 * CHUNK_LEN, 100_000] {
+        let frame: Bytes = (0..len).map(|i| (i % 251) as u8).collect();
+        for (first, then) in sizes.iter().flat_map(|a| sizes.map(|b| (*a, b))) {
+            let mut pieces = vec![frame.slice(..first.min(len))];
+            let mut at = pieces[0].len();
+            while at < len {
+                let size = then.max(1).min(len - at);
+                pieces.push(frame.slice(at..at + size));
+                at += size;
             }
-            pieces.push(rest);
             let mut sender = sender(1 << 20);
-            sender.push_frame(&pieces, len);
-            sender.end_batch();
+            sender.push_large_frame(&pieces, len);
+            let mut receiver = Receiver::new(1 << 20, 1 << 20);
+            let mut whole = Whole::default();
             let now = start();
-            let packets: Vec<Packet> = std::iter::from_fn(|| sender.poll_packet(now)).collect();
-            let parts: Vec<Vec<u8>> = packets.iter().map(part_of).collect();
-            assert!(parts.iter().all(|part| part.len() <= CHUNK_LEN), "{len} {cuts:?}");
-            (packets.len(), parts.concat())
-        };
-        let whole = all(&[]);
-        assert!(whole == (len.div_ceil(CHUNK_LEN).max(1), frame.clone()), "{len}");
-        for cuts in [&[0, 0][..], &[1, 1, 1], &[CHUNK_LEN], &[CHUNK_LEN - 1, 2], &[7, CHUNK_LEN]] {
-            let (packets, bytes) = all(cuts);
-            assert!(bytes == frame, "{len} {cuts:?}");
-            assert!((whole.0..=whole.0 + cuts.len()).contains(&packets), "{len} {cuts:?}");
+            for number in 1.. {
+                let Some(packet) = sender.poll_packet(now) else { break };
+                let content = &packet.to_vec()[36..];
+                assert!(content.len() <= CHUNK_LEN + 8, "{} bytes", content.len());
+                receiver.handle_data(number, content, &mut whole, &mut Vec::new()).unwrap();
+            }
+            assert!(whole.1 && whole.0 == frame, "{len} in {first} and {then}");
         }
     }
 }

@@ -4,6 +4,7 @@ mod wire_vectors;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use chatter_core::channel::CHUNK_LEN;
 use chatter_core::channel::send::{Route, Sender};
 use chatter_core::ids::{ChannelIndex, NodeId};
@@ -39,15 +40,15 @@ fn sender_makes_them() {
         channel: ChannelIndex(0xbbbb_0002),
     };
     let mut sender = Sender::new(route, 1 << 20);
+    let next = |sender: &mut Sender| sender.poll_packet(now).unwrap().to_vec();
     sender.push_frame(&[], 0);
     sender.push_frame(&[b"peter", b"", b" pip"], 9);
     sender.end_batch();
-    assert_eq!(sender.poll_packet(now).unwrap().to_vec(), golden("data-frames"));
-    let large: Vec<u8> = (0..CHUNK_LEN + 3).map(|i| i as u8).collect();
-    sender.push_frame(&[&large], large.len());
+    assert_eq!(next(&mut sender), golden("data-frames"));
+    let large: Bytes = (0..CHUNK_LEN + 3).map(|i| i as u8).collect();
+    sender.push_large_frame(&[large.slice(..5), large.slice(5..)], large.len());
     sender.end_batch();
-    let (first, more) =
-        (sender.poll_packet(now).unwrap().to_vec(), sender.poll_packet(now).unwrap().to_vec());
+    let (first, more) = (next(&mut sender), next(&mut sender));
     let (head, tail) = large.split_at(CHUNK_LEN);
     let item = |packet: &[u8]| match Value::decode(packet) {
         Ok(Value::Data(header, items)) => (header.number, items),
@@ -58,11 +59,11 @@ fn sender_makes_them() {
     assert_eq!(item(&more), (3, vec![OwnedItem::More(tail.to_vec())]));
     sender.push_handshake(b"sok");
     sender.end_batch();
-    assert_eq!(sender.poll_packet(now).unwrap().to_vec(), golden("data-handshake"));
+    assert_eq!(next(&mut sender), golden("data-handshake"));
     sender.push_ack(17, (8 << 20) + 52);
     sender.push_frame(&[b"z"], 1);
     sender.end_batch();
-    assert_eq!(sender.poll_packet(now).unwrap().to_vec(), golden("data-ack"));
+    assert_eq!(next(&mut sender), golden("data-ack"));
     assert_eq!(sender.poll_packet(now), None);
 }
 

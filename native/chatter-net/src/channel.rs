@@ -83,8 +83,8 @@ pub struct Channel {
     pub epoch: u64,
     /// The node at the other end.
     pub peer: NodeId,
-    /// Its life.
-    pub peer_incarnation: Incarnation,
+    /// Its life, as a number that may become a newer one while the channel is being opened.
+    peer_incarnation: AtomicU64,
     /// Its name; empty if it has none yet.
     pub peer_name: String,
     /// Whether this end asked for the channel.
@@ -152,7 +152,7 @@ impl Channel {
             index: parts.index,
             epoch: parts.epoch,
             peer: parts.peer,
-            peer_incarnation: parts.peer_incarnation,
+            peer_incarnation: AtomicU64::new(parts.peer_incarnation.0),
             peer_name: parts.peer_name,
             opened_here: parts.open.is_none(),
             host,
@@ -196,6 +196,11 @@ impl Channel {
     pub(crate) fn peer_key(&self) -> (ChannelIndex, u64) {
         let tx = self.tx.lock();
         (tx.peer_index, tx.peer_epoch)
+    }
+
+    /// The life of the node at the other end.
+    pub fn peer_incarnation(&self) -> Incarnation {
+        Incarnation(self.peer_incarnation.load(Ordering::SeqCst))
     }
 
     /// Live figures.
@@ -361,10 +366,9 @@ impl Channel {
         if self.state() != State::Opening || opened.open_epoch != self.epoch {
             return;
         }
-        if opened.incarnation != self.peer_incarnation {
-            drop(tx);
-            return self.fail(ResetReason::Restarted);
-        }
+        // The node may have been restarted since the tables named it: the channel is with the life that
+        // has granted it.
+        self.peer_incarnation.store(opened.incarnation.0, Ordering::SeqCst);
         tx.peer_index = opened.index;
         tx.peer_epoch = opened.epoch;
         let route = Route { source: node.me.id, destination: self.peer, channel: opened.index };

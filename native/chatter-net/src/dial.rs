@@ -25,6 +25,7 @@ pub(crate) async fn run(
         }
     }
     node.control.send(Input::DialFailed(neighbour)).await.ok();
+    node.host.dial_failed(neighbour);
 }
 
 async fn one(

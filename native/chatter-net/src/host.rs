@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use chatter_core::channel::receive::Sink;
 use chatter_core::control::ControlEvent;
+use chatter_core::dialer::NeighbourId;
 use chatter_core::wire::data::ResetReason;
 
 use crate::channel::Channel;
@@ -13,6 +14,8 @@ use crate::channel::Channel;
 pub trait Host: Send + Sync + 'static {
     /// Something happened that the embedder may act upon: links, nodes, dials to resolve.
     fn event(&self, event: &ControlEvent);
+    /// None of the addresses of a neighbour became a link.
+    fn dial_failed(&self, neighbour: NeighbourId);
     /// Another node opened a channel to this one. `false` refuses it.
     fn accept(&self, channel: Arc<Channel>) -> bool;
     /// Makes the user's side of a channel.

@@ -173,7 +173,7 @@ impl Node {
         }
         self.drain(until.max(Instant::now() + Duration::from_millis(100)));
         stopper.stop();
-        // Tasks that were still there have left their links in the table, and its half of each socket
+        // Tasks that did not end in time have left their links in the table, and its half of each socket
         // would stay open as long as anybody holds the node.
         self.links.lock().clear();
         self.publish(None);
@@ -372,7 +372,7 @@ impl Node {
 
     fn end_channels(&self, id: NodeId, life: impl Fn(Incarnation) -> bool, reason: ResetReason) {
         for channel in self.channels.all() {
-            if channel.peer == id && life(channel.peer_incarnation) {
+            if channel.peer == id && life(channel.peer_incarnation()) {
                 channel.fail(reason);
             }
         }

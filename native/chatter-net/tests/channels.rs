@@ -143,7 +143,7 @@ fn a_stopped_node_ends_channels() {
     let (here, there) = a.open(&b);
     let sending = stream(&there, 0..50);
     sending.join().unwrap();
-    drop(b);
+    b.node.stop(net::LONG);
     let took = until("the end", || closed(&here).is_some());
     assert!(took < Duration::from_secs(1), "took {took:?}");
     let mut next = 0;

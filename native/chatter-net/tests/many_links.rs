@@ -102,15 +102,17 @@ fn a_thousand_links() {
     hub.control.hold_ms = 20_000;
     hub.max_half_open = 256;
     let hub = Peer::with(hub);
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let peers = runtime.handle().clone();
+    // All peers live on this thread, until the test ends.
+    std::thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
     let ended = Arc::new(AtomicUsize::new(0));
     let before = resident_kib();
     let start = std::time::Instant::now();
     for first in (0..count).step_by(100) {
         // No more at once than may be half open.
         for n in first..(first + 100).min(count) {
-            runtime.spawn(peer(n, hub.address(), key('f'), ended.clone()));
+            peers.spawn(peer(n, hub.address(), key('f'), ended.clone()));
         }
         until("a hundred more links", || hub.node.links().len() >= (first + 100).min(count));
     }

@@ -5,11 +5,11 @@ rustler::atoms! {
     // events
     chatter, chatter_event, chatter_log, chatter_accept, chatter_ready, more, idle,
     chatter_writable, opened, handshake, closed, dial, node_up, node_down, node_lost, node_found,
-    link_up, link_down, name_clash,
+    link_up, link_down, name_clash, dial_failed,
     // results
     full, no_route, refused, not_started, already_started, busy, port, id, incarnation,
     // why a channel ended
-    connection_closed, connection_refused, protocol_error, node_unreachable, node_restarted,
+    connection_closed, connection_refused, protocol_error,
     // figures
     peer, peer_id, remote, state, since_ms, rtt_us, metric, dialled, bytes_in, bytes_out, packets_in,
     packets_out, relayed, queued_own, queued_transit, dropped, blocked, up, sync, opening, open,

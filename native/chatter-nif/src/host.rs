@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use chatter_core::control::ControlEvent;
-use chatter_core::dialer::NeighbourSpec;
+use chatter_core::dialer::{NeighbourId, NeighbourSpec};
 use chatter_net::channel::Channel;
 use chatter_net::host::{ChannelHost, ChannelSink, Host};
 use chatter_net::node::Node;
@@ -88,6 +88,13 @@ impl Host for BeamHost {
         // The owner may be between two lives; its successor asks for the state.
         let _ =
             env.send_and_clear(&owner, |env| (atoms::chatter_event(), event.load(env)).encode(env));
+    }
+
+    fn dial_failed(&self, neighbour: NeighbourId) {
+        let Some(owner) = *self.owner.lock() else { return };
+        let _ = OwnedEnv::new().send_and_clear(&owner, |env| {
+            (atoms::chatter_event(), (atoms::dial_failed(), neighbour.0)).encode(env)
+        });
     }
 
     fn accept(&self, channel: Arc<Channel>) -> bool {

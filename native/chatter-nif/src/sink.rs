@@ -132,11 +132,13 @@ impl BeamSink {
 /// Why a channel ended, as nodedown will give it.
 pub(crate) fn reason_atom(reason: ResetReason) -> Atom {
     match reason {
-        ResetReason::Closed | ResetReason::Unknown => atoms::connection_closed(),
+        // A node that is gone ends its connections as if its sockets had been closed.
+        ResetReason::Closed
+        | ResetReason::Unknown
+        | ResetReason::Unreachable
+        | ResetReason::Restarted => atoms::connection_closed(),
         ResetReason::Refused => atoms::connection_refused(),
         ResetReason::Protocol => atoms::protocol_error(),
-        ResetReason::Unreachable => atoms::node_unreachable(),
-        ResetReason::Restarted => atoms::node_restarted(),
     }
 }
 

@@ -232,7 +232,7 @@ impl Sender {
     fn finish_packet(&mut self, mut head: Vec<u8>, body: Bytes) {
         let number = self.next_number;
         self.next_number += 1;
-        self.put_prefix(&mut head, number, body.len());
+        self.put_prefix(&mut head, body.len(), number);
         let packet = Packet { head: Bytes::from(head), body };
         self.waiting_bytes += packet.len();
         let cost = std::mem::take(&mut self.building_cost);
@@ -449,13 +449,13 @@ impl Sender {
     /// A DATA packet outside the numbering: the receiver takes it for a repeated one, and tells how
     /// far it is and what credit there is.
     fn credit_probe(&self) -> Packet {
-        let mut packet = vec![0; PREFIX_LEN];
-        self.put_prefix(&mut packet, 0, 0);
-        Packet::from(packet)
+        let mut head = vec![0; PREFIX_LEN];
+        self.put_prefix(&mut head, 0, 0);
+        Packet::from(head)
     }
 
-    /// Fills in the headers in front of `head`, which `body_len` bytes follow.
-    fn put_prefix(&self, head: &mut [u8], number: u64, body_len: usize) {
+    /// Fills in the headers of a packet whose content is what follows in `head`, and so many bytes.
+    fn put_prefix(&self, head: &mut [u8], body_len: usize, number: u64) {
         let header = RoutedHeader {
             flags: 0,
             hop_limit: HOP_LIMIT,

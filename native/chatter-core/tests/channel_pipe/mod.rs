@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use chatter_core::channel::CHUNK_LEN;
 use chatter_core::channel::receive::{AckNeed, Receiver, Sink};
 use chatter_core::channel::send::{Route, Sender};
 use chatter_core::ids::{ChannelIndex, NodeId};
@@ -304,8 +305,13 @@ impl Pipe {
             for unit in batch {
                 match unit {
                     Unit::Frame(frame) => {
-                        let (head, tail) = frame.split_at(frame.len() / 3);
-                        end.sender.push_frame(&[head, tail], frame.len());
+                        let (total, third) = (frame.len(), frame.len() / 3);
+                        if total > CHUNK_LEN {
+                            let pieces = [frame.slice(..third), frame.slice(third..)];
+                            end.sender.push_large_frame(&pieces, total);
+                        } else {
+                            end.sender.push_frame(&[&frame[..third], &frame[third..]], total);
+                        }
                     }
                     Unit::Handshake(message) => end.sender.push_handshake(&message),
                 }

@@ -9,9 +9,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use chatter_core::channel::CHUNK_LEN;
 use chatter_core::channel::receive::Sink;
 use chatter_core::control::{ControlConfig, ControlEvent, LinkInfo, LinkState};
 use chatter_core::crypto::ClusterKey;
+use chatter_core::dialer::NeighbourId;
 use chatter_core::dialer::NeighbourSpec;
 use chatter_core::wire::data::ResetReason;
 use chatter_net::channel::{Channel, SendStatus};
@@ -54,9 +57,10 @@ pub fn config(name: &str) -> NetConfig {
             ..ControlConfig::default()
         },
         channel_window: 1 << 20,
-        max_frame: 64 << 20,
         retransmit_memory: 256 << 20,
         setup_retry: Duration::from_millis(250),
+        busy_poll: Duration::ZERO,
+        max_frame: 64 << 20,
         max_channels: 100,
         relay_queue: 16 << 20,
         link_queue: 4 << 20,
@@ -64,7 +68,6 @@ pub fn config(name: &str) -> NetConfig {
         max_links: 64,
         handshake_timeout: Duration::from_secs(5),
         workers: 1,
-        busy_poll: Duration::from_micros(50),
     }
 }
 
@@ -153,6 +156,8 @@ impl Host for TestHost {
             }
         }
     }
+
+    fn dial_failed(&self, _neighbour: NeighbourId) {}
 
     fn accept(&self, channel: Arc<Channel>) -> bool {
         if self.refuse.load(Ordering::SeqCst) {
@@ -278,7 +283,11 @@ pub fn frame(i: u32) -> Vec<u8> {
 
 pub fn send(channel: &Arc<Channel>, frame: &[u8]) -> SendStatus {
     channel.send(1, |sender| {
-        sender.push_frame(&[frame], frame.len());
+        if frame.len() > CHUNK_LEN {
+            sender.push_large_frame(&[Bytes::copy_from_slice(frame)], frame.len());
+        } else {
+            sender.push_frame(&[frame], frame.len());
+        }
         frame.len() as u64
     })
 }
