@@ -151,6 +151,8 @@ handle_call({start, FullName, Listen}, _From, State) ->
     _ = chatter_nif:node_stop(0),
     case chatter_nif:node_start(native_config(FullName, Listen, State#state.config)) of
         {ok, Props} ->
+            %% From here on the silence of chatter_pulse counts.
+            ok = chatter_nif:pulse(),
             ok = connect_neighbours(State#state.config),
             Port = proplists:get_value(port, Props),
             {reply, {ok, if is_integer(Port) -> Port; true -> 0 end}, State#state{name = FullName}};
