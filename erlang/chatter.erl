@@ -1,6 +1,6 @@
-%% SPDX-License-Identifier: Apache-2.0
-%% @doc The network as this node sees it. Works as soon as distribution runs; no application needs to
-%% be started. From Elixir: `:chatter.nodes()' and so on.
+%% SPDX-License-Identifier: Apache-2.0 @doc The network as this node sees it. Works as soon as
+%% distribution runs; no application needs to be started. From Elixir: `:chatter.nodes()' and so
+%% on.
 -module(chatter).
 
 -export([nodes/0, neighbours/0, route/1, links/0, info/0, info/1, connect/1, disconnect/1,
@@ -35,8 +35,8 @@ route(Node) when is_atom(Node) ->
         Hops -> {ok, [binary_to_atom(Hop) || Hop <- Hops]}
     end.
 
-%% @doc Live figures of every link: peer, remote address, state, RTT and metric, bytes, packets, what is
-%% queued, what was dropped. docs/operations.md explains each.
+%% @doc Live figures of every link: peer, remote address, state, RTT and metric, bytes, packets,
+%% what is queued, what was dropped. docs/operations.md explains each.
 -spec links() -> [map()].
 links() ->
     [named(Link) || Link <- ask(fun chatter_nif:links/1, [])].
@@ -57,7 +57,8 @@ info(Node) when is_atom(Node) ->
       connected => lists:member(Node, erlang:nodes(connected)),
       channels => chatter_nif:channels(atom_to_binary(Node))}.
 
-%% @doc Adds a link at run time; it is dialled again whenever it is lost, like one of the configuration.
+%% @doc Adds a link at run time; it is dialled again whenever it is lost, like one of the
+%% configuration.
 -spec connect(neighbour()) -> ok | {error, not_started | busy | badarg}.
 connect(Neighbour) ->
     with_spec(Neighbour, fun(Spec, Metric) -> chatter_nif:connect(Spec, Metric, true) end).
@@ -67,8 +68,8 @@ connect(Neighbour) ->
 disconnect(Neighbour) ->
     with_spec(Neighbour, fun(Spec, _) -> chatter_nif:disconnect(Spec) end).
 
-%% @doc The whole network: nodes, and edges with the metric in the direction in which they are named.
-%% A node that has no name yet is shown by its id.
+%% @doc The whole network: nodes, and edges with the metric in the direction in which they are
+%% named. A node that has no name yet is shown by its id.
 -spec topology() -> #{nodes := [node() | binary()],
                       edges := [{node() | binary(), node() | binary(), pos_integer()}]}.
 topology() ->

@@ -76,7 +76,8 @@ any_address() ->
     {0, 0, 0, 0}.
 
 %% @doc The address of a node that does not listen (`-dist_listen false', dynamic name). Called
-%% instead of `listen/2', so the native node starts here; it dials and relays, but cannot be dialled.
+%% instead of `listen/2', so the native node starts here; it dials and relays, but cannot be
+%% dialled.
 -spec address() -> #net_address{}.
 address() ->
     {ok, Host} = inet:gethostname(),
@@ -144,7 +145,8 @@ do_accept(Kernel, Acceptor, {Channel, Index}, MyNode, Allowed, SetupTime) ->
     Timer = dist_util:start_timer(SetupTime),
     case chatter_nif:take(Channel) of
         {ok, Messages} ->
-            [self() ! {chatter, Index, {handshake, M, C}} || {M, C} <- Messages],
+            lists:foreach(fun({M, C}) -> self() ! {chatter, Index, {handshake, M, C}} end,
+                          Messages),
             HSData = hs_data(Channel, Index, Kernel, MyNode, Timer),
             dist_util:handshake_other_started(HSData#hs_data{allowed = Allowed});
         {error, Reason} ->
@@ -176,8 +178,8 @@ own_name_known(MyNode) ->
         Name -> {ok, _} = chatter_node:ensure_name(Name), ok
     end.
 
-%% A node that was just restarted may still be known as its former life: then the first channel comes
-%% to nothing, and the tables know better a moment later.
+%% A node that was just restarted may still be known as its former life: then the first channel
+%% comes to nothing, and the tables know better a moment later.
 open(Node, Timer, Opens) ->
     ok = find_route(Node),
     dist_util:reset_timer(Timer),
@@ -317,7 +319,10 @@ select(Node) ->
 %% @doc Whether a name is well-formed.
 -spec is_node_name(atom()) -> boolean().
 is_node_name(Node) ->
-    dist_util:is_node_name(Node).
+    case dist_util:split_node(Node) of
+        {node, _, _} -> true;
+        _ -> false
+    end.
 
 %% @doc There are no socket options to set: links are shared by all connections.
 -spec setopts(chatter, list()) -> {error, enotsup}.

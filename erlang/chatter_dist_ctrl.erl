@@ -1,11 +1,11 @@
 %% SPDX-License-Identifier: Apache-2.0
 %% @doc The two processes that carry the data of one distribution connection.
 %%
-%% The controller fetches frames from the VM and puts them into the channel, as many as there are in
-%% one call. When the channel is full it does not fetch: then the VM's own queue fills and its limit
-%% (`+zdbbl') suspends the senders. The input process takes frames from the channel, hands each to the
-%% VM and grants the credit back. One sends and the other receives, so a full channel in one direction
-%% cannot stop the other.
+%% The controller fetches frames from the VM and puts them into the channel, as many as there are
+%% in one call. When the channel is full it does not fetch: then the VM's own queue fills and its
+%% limit (`+zdbbl') suspends the senders. The input process takes frames from the channel, hands
+%% each to the VM and grants the credit back. One sends and the other receives, so a full channel
+%% in one direction cannot stop the other.
 %%
 %% Both are linked to each other and, through the controller, to the supervisor of the connection.
 %% The exit reason of the controller is what `nodedown' reports; it is never `normal'.
@@ -76,8 +76,8 @@ controller(Supervisor, Channel) ->
             while_connected(fun() -> fetch(DHandle, Channel) end)
     end.
 
-%% The VM refuses a handle whose connection it has ended. Then the exit signal that says why is on its
-%% way, and must not be overtaken by one of our own.
+%% The VM refuses a handle whose connection it has ended. Then the exit signal that says why is on
+%% its way, and must not be overtaken by one of our own.
 -spec while_connected(fun(() -> no_return())) -> no_return().
 while_connected(Loop) ->
     try
@@ -130,7 +130,8 @@ wait_writable(DHandle, Channel) ->
 wait_end() ->
     receive after ?DEATH_ROW_MS -> exit(connection_closed) end.
 
-%% One raw frame, as OTP's own suites ask of a controller; refused for as long as the channel is full.
+%% One raw frame, as OTP's own suites ask of a controller; refused for as long as the channel is
+%% full.
 raw(DHandle, Channel, From, Ref, IoData) ->
     Status = chatter_nif:send(Channel, [[iolist_to_binary(IoData)]]),
     From ! {Ref, ok},

@@ -10,16 +10,14 @@
 
 -export([load/0]).
 -export([channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1, drain/1, fetch/2,
-         grant/2,
-         handshake/2, info/1, input/1, is_reachable/1, links/1, neighbours/0, node_start/1,
-         node_stop/1, nodes/0, open/1, peer/1, pulse/0, route/1, send/2, set_acceptor/1,
-         set_log_level/1, set_owner/0, stat/1, take/1, topology/1]).
+         grant/2, handshake/2, info/1, input/1, is_reachable/1, links/1, neighbours/0,
+         node_start/1, node_stop/1, nodes/0, open/1, peer/1, pulse/0, route/1, send/2,
+         set_acceptor/1, set_log_level/1, set_owner/0, stat/1, take/1, topology/1]).
 
 -nifs([channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1, drain/1, fetch/2,
-         grant/2,
-       handshake/2, info/1, input/1, is_reachable/1, links/1, neighbours/0, node_start/1,
-       node_stop/1, nodes/0, open/1, peer/1, pulse/0, route/1, send/2, set_acceptor/1,
-       set_log_level/1, set_owner/0, stat/1, take/1, topology/1]).
+       grant/2, handshake/2, info/1, input/1, is_reachable/1, links/1, neighbours/0,
+       node_start/1, node_stop/1, nodes/0, open/1, peer/1, pulse/0, route/1, send/2,
+       set_acceptor/1, set_log_level/1, set_owner/0, stat/1, take/1, topology/1]).
 
 -export_type([channel/0, cost/0, frames/0, spec/0]).
 
@@ -89,9 +87,9 @@ disconnect(_Spec) -> ?NOT_LOADED.
 -spec drain(non_neg_integer()) -> ok.
 drain(_Ms) -> ?NOT_LOADED.
 
-%% @doc Grants the cost of the frames before, and gives the next ones with theirs: `more' if there may
-%% be more, `idle' if not; then the caller gets `{chatter_ready, Index}' when there are. Any other atom
-%% (with no frames) is why the channel is over.
+%% @doc Grants the cost of the frames before, and gives the next ones with theirs: `more' if there
+%% may be more, `idle' if not; then the caller gets `{chatter_ready, Index}' when there are. Any
+%% other atom (with no frames) is why the channel is over.
 -spec fetch(channel(), cost()) -> {[binary()], cost(), more | idle | atom()}.
 fetch(_Channel, _Granted) -> ?NOT_LOADED.
 

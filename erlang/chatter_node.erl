@@ -1,14 +1,18 @@
-%% SPDX-License-Identifier: Apache-2.0
-%% @doc Owns the native node: starts and stops it, resolves the neighbours that it wants to dial, hands
-%% its log lines to `logger'. The data of connections does not pass here.
+%% SPDX-License-Identifier: Apache-2.0 @doc Owns the native node: starts and stops it, resolves
+%% the neighbours that it wants to dial, hands its log lines to `logger'. The data of connections
+%% does not pass here.
 %%
 %% A crash of this process harms no link and no connection: its successor finds the native node
 %% running and takes over.
 -module(chatter_node).
 -behaviour(gen_server).
 
--export([start_link/0, start/2, ensure_name/1, stop/0, links/0, dial/1, await/2, claims/3, peer_address/1]).
+-export([start_link/0, start/2, ensure_name/1, stop/0, links/0, dial/1, await/2, claims/3,
+         peer_address/1]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
+
+%% Spawned.
+-export([find_port/2, find_addresses/1]).
 
 -record(state, {
     config :: chatter_config:config() | undefined,
@@ -65,9 +69,9 @@ dial(Node) ->
 await(Node, Timeout) ->
     gen_server:call(?MODULE, {await, Node, Timeout}, infinity).
 
-%% @doc Whether Chatter is the carrier for a node: the answer of `chatter_dist:select/1'. If Chatter is
-%% the only carrier it is for all; else for those that the network knows, that are configured as
-%% neighbours, or that the registry of their host knows as nodes of Chatter.
+%% @doc Whether Chatter is the carrier for a node: the answer of `chatter_dist:select/1'. If
+%% Chatter is the only carrier it is for all; else for those that the network knows, that are
+%% configured as neighbours, or that the registry of their host knows as nodes of Chatter.
 -spec claims(node(), string(), string()) -> boolean().
 claims(Node, Name, Host) ->
     only_carrier()
@@ -89,7 +93,7 @@ is_neighbour(Node) ->
 is_registered(Name, Host) ->
     case net_kernel:epmd_module() of
         chatter_epmd ->
-            {Pid, Ref} = spawn_monitor(fun() -> exit({found, chatter_port(Name, Host)}) end),
+            {Pid, Ref} = spawn_monitor(?MODULE, find_port, [Name, Host]),
             receive
                 {'DOWN', Ref, process, Pid, {found, {ok, _}}} -> true;
                 {'DOWN', Ref, process, Pid, _} -> false
@@ -109,6 +113,7 @@ peer_address(_Node) ->
 %% ===== gen_server =====
 
 %% @private
+-spec init([]) -> {ok, #state{}} | {stop, term()}.
 init([]) ->
     case prepare() of
         {ok, Config} ->
@@ -147,6 +152,8 @@ fatal(Line) ->
     halt(1, [{flush, true}]).
 
 %% @private
+-spec handle_call(term(), gen_server:from(), #state{}) ->
+          {reply, term(), #state{}} | {noreply, #state{}}.
 handle_call({start, FullName, Listen}, _From, State) ->
     _ = chatter_nif:node_stop(0),
     case chatter_nif:node_start(native_config(FullName, Listen, State#state.config)) of
@@ -180,10 +187,12 @@ handle_call({await, Node, Timeout}, From, State) ->
     end.
 
 %% @private
+-spec handle_cast(term(), #state{}) -> {noreply, #state{}}.
 handle_cast(_, State) ->
     {noreply, State}.
 
 %% @private
+-spec handle_info(term(), #state{}) -> {noreply, #state{}}.
 handle_info({chatter_event, Event}, State) ->
     {noreply, handle_event(Event, State)};
 handle_info({chatter_log, Level, Line}, State) ->
@@ -206,6 +215,7 @@ handle_info(_, State) ->
     {noreply, State}.
 
 %% @private
+-spec terminate(term(), #state{}) -> ok.
 terminate(shutdown, #state{config = Config}) ->
     %% Distribution stops; net_kernel has closed, or never listened.
     chatter_nif:node_stop(maps:get(drain_ms, Config));
@@ -215,7 +225,7 @@ terminate(_, _) ->
 %% ===== events =====
 
 handle_event({dial, Id, Spec, Seq}, State) ->
-    {_, Ref} = spawn_monitor(fun() -> exit({addresses, resolve(Spec)}) end),
+    {_, Ref} = spawn_monitor(?MODULE, find_addresses, [Spec]),
     State#state{monitors = (State#state.monitors)#{Ref => {Id, Seq, Spec}}};
 handle_event({Event, Name}, State) when Event =:= node_up; Event =:= node_found ->
     %% The second: a route is there again before the node was given up.
@@ -265,6 +275,16 @@ fail_waiting(_, State) ->
     State.
 
 %% ===== names to addresses; in a process of its own =====
+
+%% @private
+-spec find_addresses(native_spec()) -> no_return().
+find_addresses(Spec) ->
+    exit({addresses, resolve(Spec)}).
+
+%% @private
+-spec find_port(string(), string()) -> no_return().
+find_port(Name, Host) ->
+    exit({found, chatter_port(Name, Host)}).
 
 resolve({address, Host, Port}) ->
     [{Ip, Port} || Ip <- host_addresses(binary_to_list(Host))];
@@ -335,7 +355,8 @@ native_spec({address, Host, Port}) ->
 native_config(FullName, Listen, Config) ->
     Keys = [encryption, hello_ms, hold_ms, unreachable_ms, lsp_refresh_s, channel_window, max_frame,
             max_channels, retransmit_memory, setup_retry_ms, relay_queue, link_queue, max_half_open,
-            max_links, max_nodes, handshake_timeout_ms, reconnect_min_ms, reconnect_max_ms, workers, busy_poll_us],
+            max_links, max_nodes, handshake_timeout_ms, reconnect_min_ms, reconnect_max_ms,
+            workers, busy_poll_us],
     (maps:with(Keys, Config))#{
         name => unicode:characters_to_binary(FullName),
         my_addr => native_address(maps:get(my_addr, Config)),

@@ -116,9 +116,12 @@ remote_shell_with_terminal() ->
     Erl = lists:join($ , ["erl -sname undefined -remsh", atom_to_list(NodeB)
                           | ["'" ++ Arg ++ "'" || Arg <- chatter_work:flags(#{})]]),
     %% The group leader of the shell is on the node that has the terminal.
-    Line = "io:format([$s|\"hell at ~s~n\"], [node()]), "
-        "erpc:cast(node(group_leader()), init, stop, []).",
-    Command = ["(echo '", Line, "'; cat) | script -qec \"", Erl, "\" /dev/null"],
+    %% Typed again and again: what is typed early goes to a shell of the node with the terminal.
+    Line = io_lib:format("node() =:= nonode@nohost orelse begin "
+                         "io:format([$s|\"hell at ~~s~~n\"], [node()]), "
+                         "erpc:cast(node(group_leader()), init, stop, []) end.", []),
+    Command = ["(while sleep 0.3; do echo '", Line, "' || exit; done) | script -qec \"", Erl,
+               "\" /dev/null"],
     Program = chatter_cluster:open("sh", ["-c", lists:flatten(Command)],
                                    #{env => chatter_cluster:node_env(#{})}),
     _ = chatter_cluster:await_output(Program, "shell at " ++ atom_to_list(NodeB), ?PROGRAM_MS),

@@ -70,9 +70,10 @@ connect(A, #{node := NodeB} = B) ->
 %% Ends the connection and returns when neither end knows of it any more.
 -spec disconnect(peer(), peer()) -> ok.
 disconnect(#{node := NodeA} = A, #{node := NodeB} = B) ->
-    _ = on(A, fun() -> erlang:disconnect_node(NodeB) end),
     chatter_cluster:wait_until(
       fun() ->
+              %% Again each time: a process of the round before may just have connected.
+              _ = on(A, fun() -> erlang:disconnect_node(NodeB) end),
               not lists:member(NodeB, on(A, fun() -> nodes(connected) end)) andalso
                   not lists:member(NodeA, on(B, fun() -> nodes(connected) end))
       end, 10000).

@@ -7,11 +7,8 @@ use chatter_core::channel::CHUNK_LEN;
 use chatter_core::channel::receive::{AckNeed, Piggyback, ReceiveError, Receiver, Sink};
 use chatter_core::channel::send::{Route, Sender};
 use chatter_core::ids::{ChannelIndex, NodeId};
-use chatter_core::wire::PACKET_HEADER_LEN;
-use chatter_core::wire::data::{Ack, Item, item, item_header, next_item};
-use chatter_core::wire::packet::Packet;
+use chatter_core::wire::data::{Ack, item, item_header};
 use chatter_core::wire::reader::WireError;
-use chatter_core::wire::routed::ROUTED_HEADER_LEN;
 
 #[derive(Default)]
 struct Nothing(usize);
@@ -376,17 +373,5 @@ fn pieces_make_no_difference() {
             }
             assert!(whole.1 && whole.0 == frame, "{len} in {first} and {then}");
         }
-    }
-}
-
-/// The frame's bytes in a packet with one item of a frame.
-fn part_of(packet: &Packet) -> Vec<u8> {
-    let bytes = packet.to_vec();
-    let mut content = &bytes[PACKET_HEADER_LEN + ROUTED_HEADER_LEN..];
-    let item = next_item(&mut content).unwrap().unwrap();
-    assert!(content.is_empty());
-    match item {
-        Item::Frame(part) | Item::More(part) | Item::First { part, .. } => part.to_vec(),
-        other => panic!("{other:?}"),
     }
 }

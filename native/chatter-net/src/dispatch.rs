@@ -100,8 +100,10 @@ impl Dispatch {
             PacketType::Open => self.open(&header, Open::decode(content)?),
             PacketType::Opened => {
                 let opened = Opened::decode(content)?;
-                if let Some(channel) = self.channel(&header) {
-                    channel.handle_opened(&self.node, &opened);
+                match self.channel(&header) {
+                    Some(channel) => channel.handle_opened(&self.node, &opened),
+                    // Asked for, given up, and granted all the same: the other end must not wait.
+                    None => self.send_reset(&header, opened.index, ResetReason::Unknown),
                 }
             }
             PacketType::Reset => self.reset(&header, &Reset::decode(content)?),

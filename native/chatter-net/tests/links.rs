@@ -137,7 +137,7 @@ fn reconnect_after_a_restart() {
     assert!(b.node.me.incarnation > life);
     until("a link again", || a.reaches(&b) && b.reaches(&a));
     let (here, there) = a.open(&b);
-    assert_eq!(here.peer_incarnation, b.node.me.incarnation);
+    assert_eq!(here.peer_incarnation(), b.node.me.incarnation);
     let sending = stream(&there, 0..10);
     expect(&here, 0..10);
     sending.join().unwrap();

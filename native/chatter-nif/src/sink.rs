@@ -60,6 +60,29 @@ impl Taken {
     }
 }
 
+/// What is reserved for a frame before its bytes have come: all of a fragment of the VM, but not what
+/// a peer only announces.
+const ASSEMBLY_START: usize = 1024 * 1024;
+
+/// A frame that is being put together.
+struct Assembly {
+    binary: OwnedBinary,
+    filled: usize,
+    total: usize,
+}
+
+impl Assembly {
+    /// Adds a part; the receiver has checked that the parts make up no more than the total.
+    fn push(&mut self, part: &[u8]) {
+        let end = self.filled + part.len();
+        if end > self.binary.len() {
+            self.binary.realloc_or_copy((2 * self.binary.len()).max(end).min(self.total));
+        }
+        self.binary.as_mut_slice()[self.filled..end].copy_from_slice(part);
+        self.filled = end;
+    }
+}
+
 /// See the [module](self).
 pub(crate) struct BeamSink {
     host: Arc<BeamChannel>,
@@ -70,7 +93,7 @@ pub(crate) struct BeamSink {
     /// The input process has been told and has not fetched everything since.
     told: bool,
     handshakes: Vec<(Vec<u8>, u64)>,
-    assembly: Option<(OwnedBinary, usize)>,
+    assembly: Option<Assembly>,
     closed: Option<ResetReason>,
 }
 
@@ -155,19 +178,19 @@ impl Sink for BeamSink {
     }
 
     fn frame_start(&mut self, total: usize) {
-        self.assembly = Some((OwnedBinary::new(total), 0));
+        let binary = OwnedBinary::new(total.min(ASSEMBLY_START));
+        self.assembly = Some(Assembly { binary, filled: 0, total });
     }
 
     fn frame_part(&mut self, part: &[u8]) {
-        if let Some((binary, filled)) = &mut self.assembly {
-            binary.as_mut_slice()[*filled..*filled + part.len()].copy_from_slice(part);
-            *filled += part.len();
+        if let Some(assembly) = &mut self.assembly {
+            assembly.push(part);
         }
     }
 
     fn frame_end(&mut self, cost: u64) {
-        if let Some((binary, _)) = self.assembly.take() {
-            self.waiting.frames.push_back((Frame::Large(binary), cost));
+        if let Some(assembly) = self.assembly.take() {
+            self.waiting.frames.push_back((Frame::Large(assembly.binary), cost));
         }
     }
 
