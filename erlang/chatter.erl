@@ -1,6 +1,6 @@
-%% SPDX-License-Identifier: Apache-2.0 @doc The network as this node sees it. Works as soon as
-%% distribution runs; no application needs to be started. From Elixir: `:chatter.nodes()' and so
-%% on.
+%% SPDX-License-Identifier: Apache-2.0
+%% @doc The network as this node sees it. Works as soon as distribution runs; no application needs
+%% to be started. From Elixir: `:chatter.nodes()' and so on.
 -module(chatter).
 
 -export([nodes/0, neighbours/0, route/1, links/0, info/0, info/1, connect/1, disconnect/1,

@@ -173,10 +173,8 @@ do_setup(Kernel, Node, {Type, LongOrShortNames}, MyNode, SetupTime) ->
 
 %% A node of `net_kernel:start(Name, #{dist_listen => false})' learns its name only here.
 own_name_known(MyNode) ->
-    case atom_to_list(MyNode) of
-        "undefined@" ++ _ -> ok;
-        Name -> {ok, _} = chatter_node:ensure_name(Name), ok
-    end.
+    {ok, _} = chatter_node:ensure_name(atom_to_list(MyNode)),
+    ok.
 
 %% A node that was just restarted may still be known as its former life: then the first channel
 %% comes to nothing, and the tables know better a moment later.

@@ -9,13 +9,13 @@
 -module(chatter_nif).
 
 -export([load/0]).
--export([channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1, drain/1, fetch/2,
-         grant/2, handshake/2, info/1, input/1, is_reachable/1, links/1, neighbours/0,
+-export([address/1, channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1, drain/1,
+         fetch/2, grant/2, handshake/2, info/1, input/1, is_reachable/1, links/1, neighbours/0,
          node_start/1, node_stop/1, nodes/0, open/1, peer/1, pulse/0, route/1, send/2,
          set_acceptor/1, set_log_level/1, set_owner/0, stat/1, take/1, topology/1]).
 
--nifs([channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1, drain/1, fetch/2,
-       grant/2, handshake/2, info/1, input/1, is_reachable/1, links/1, neighbours/0,
+-nifs([address/1, channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1, drain/1,
+       fetch/2, grant/2, handshake/2, info/1, input/1, is_reachable/1, links/1, neighbours/0,
        node_start/1, node_stop/1, nodes/0, open/1, peer/1, pulse/0, route/1, send/2,
        set_acceptor/1, set_log_level/1, set_owner/0, stat/1, take/1, topology/1]).
 
@@ -57,6 +57,10 @@ priv_dir() ->
 
 one_line(Text) ->
     lists:map(fun($\n) -> $\s; (C) -> C end, lists:flatten(Text)).
+
+%% @doc The address (4 or 16 bytes) and port at the other end of the link that leads to a node.
+-spec address(binary()) -> {binary(), inet:port_number()} | none.
+address(_Name) -> ?NOT_LOADED.
 
 %% @doc Figures of the channels to a node.
 -spec channels(binary()) -> [map()].

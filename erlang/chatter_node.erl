@@ -1,6 +1,6 @@
-%% SPDX-License-Identifier: Apache-2.0 @doc Owns the native node: starts and stops it, resolves
-%% the neighbours that it wants to dial, hands its log lines to `logger'. The data of connections
-%% does not pass here.
+%% SPDX-License-Identifier: Apache-2.0
+%% @doc Owns the native node: starts and stops it, resolves the neighbours that it wants to dial,
+%% hands its log lines to `logger'. The data of connections does not pass here.
 %%
 %% A crash of this process harms no link and no connection: its successor finds the native node
 %% running and takes over.
@@ -23,14 +23,15 @@
     %% Which process resolves which neighbour, and which neighbours are being dialled.
     monitors = #{} :: #{reference() => {non_neg_integer(), non_neg_integer(), native_spec()}},
     dialled = #{} :: #{non_neg_integer() => native_spec()},
-    name = "" :: string()
+    %% The full name; "" if not known yet, `dynamic' if the first peer gives it.
+    name = "" :: string() | dynamic
 }).
 
 %% Where `links/0' and `claims/3' find what they need without asking the process.
 -define(CONFIG, {chatter, config}).
 
-%% A node that was waited for in vain is not waited for again for so long: who asks again and again for
-%% a node that is not there is told at once most of the time.
+%% A node that was waited for in vain is not waited for again for so long: who asks again and
+%% again for a node that is not there is told at once most of the time.
 -define(MISSED_MS, 1000).
 
 %% How long claims/3 may take to ask the registry of a host, in a node with several carriers.
@@ -113,14 +114,20 @@ is_registered(Name, Host) ->
 
 %% @doc The address of the link that leads to a node, as far as it is known.
 -spec peer_address(node()) -> {inet:ip_address(), inet:port_number()}.
-peer_address(_Node) ->
-    {{0, 0, 0, 0}, 0}.
+peer_address(Node) ->
+    case chatter_nif:address(atom_to_binary(Node)) of
+        {<<A, B, C, D>>, Port} -> {{A, B, C, D}, Port};
+        {<<_:128>> = Ip, Port} -> {list_to_tuple([Word || <<Word:16>> <= Ip]), Port};
+        none -> {{0, 0, 0, 0}, 0}
+    end.
 
 %% ===== gen_server =====
 
 %% @private
 -spec init([]) -> {ok, #state{}} | {stop, term()}.
 init([]) ->
+    %% For terminate/2: a node that does not listen is not closed by net_kernel.
+    process_flag(trap_exit, true),
     case prepare() of
         {ok, Config} ->
             ok = chatter_nif:set_log_level(maps:get(log_level, Config)),
@@ -176,6 +183,8 @@ handle_call({start, FullName, Listen}, _From, State) ->
                 _ -> {reply, {error, Text}, State}
             end
     end;
+handle_call({ensure_name, "undefined@" ++ _}, _From, #state{name = ""} = State) ->
+    {reply, {ok, 0}, State#state{name = dynamic}};
 handle_call({ensure_name, FullName}, From, #state{name = ""} = State) ->
     %% The name was not known when the node started without listening; nothing has used it yet.
     handle_call({start, FullName, false}, From, State);
@@ -238,7 +247,9 @@ terminate(_, _) ->
 handle_event({dial, Id, Spec, Seq}, State) ->
     {_, Ref} = spawn_monitor(?MODULE, find_addresses, [Spec]),
     State#state{monitors = (State#state.monitors)#{Ref => {Id, Seq, Spec}}};
-handle_event({Event, Name}, State) when Event =:= node_up; Event =:= node_found ->
+handle_event({Event, Name}, State0) when Event =:= node_up; Event =:= node_found ->
+    Dialled = maps:filter(fun(_, Spec) -> Spec =/= {name, Name} end, State0#state.dialled),
+    State = State0#state{dialled = Dialled},
     %% The second: a route is there again before the node was given up.
     {Up, Waiting} = lists:partition(fun({Node, _, _}) -> atom_to_binary(Node) =:= Name end,
                                     State#state.waiting),

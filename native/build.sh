@@ -17,7 +17,7 @@ if [ -n "${CHATTER_NATIVE_LIB:-}" ]; then
 else
     PATH=$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin
     command -v cargo >/dev/null 2>&1 || {
-        say "cargo is missing: install Rust 1.91 or newer (https://rustup.rs)," \
+        say "cargo is missing: install Rust 1.93 or newer (https://rustup.rs)," \
             "or set CHATTER_NATIVE_LIB to a ready library"
         exit 1
     }

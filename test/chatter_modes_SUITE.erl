@@ -20,7 +20,7 @@ suite() -> [{timetrap, {seconds, 60}}].
 
 all() ->
     [long_names, ipv6, hidden, no_full_mesh, not_listening, dynamic_name, remote_shell,
-     started_at_run_time, two_carriers, wrong_cookie, cookie_per_node, wrong_key,
+     started_at_run_time, quiet_at_run_time, two_carriers, wrong_cookie, cookie_per_node, wrong_key,
      encryption_on_one_side, ill_named].
 
 init_per_suite(Config) ->
@@ -97,7 +97,10 @@ dynamic(NodeB, NodeC) ->
     First = node(),
     io:format("named ~s~n", [First]),
     true = erpc:call(NodeB, fun() -> lists:member(First, nodes(hidden)) end),
+    Id = maps:get(id, chatter:info()),
     NodeC = erpc:call(NodeC, erlang, node, []),
+    %% The second connection has left the first one, and the native node, as they were.
+    {NodeB, Id} = {erpc:call(NodeB, erlang, node, []), maps:get(id, chatter:info())},
     [true = erlang:disconnect_node(N) || N <- [NodeB, NodeC]],
     wait_until(fun() -> net_kernel:connect_node(NodeB) end, ?TIMEOUT_MS),
     io:format("named again ~s~n", [node()]),
@@ -139,6 +142,26 @@ started_at_run_time(_Config) ->
                ?TIMEOUT_MS),
     ?assertEqual(lists:append([[{nodeup, N}, {nodedown, N}] || N <- Names]),
                  [{Event, N} || {Event, N, _} <- chatter_work:events(B)]).
+
+%% Given a node started at run time that does not listen, expect it to be gone when it is stopped.
+quiet_at_run_time(_Config) ->
+    #{node := NodeB} = B = start(b),
+    ok = chatter_work:watch(B),
+    Name = chatter_cluster:node_name(q1),
+    Code = io_lib:format("chatter_modes_SUITE:quiet('~s', '~s')", [Name, NodeB]),
+    program([], Code, "stopped quietly"),
+    wait_until(fun() -> [] =:= on(B, fun() -> nodes(connected) ++ chatter:nodes() end) end,
+               ?TIMEOUT_MS),
+    ?assertMatch([{nodeup, Name}, {nodedown, Name}],
+                 [{Event, N} || {Event, N, _} <- chatter_work:events(B)]).
+
+quiet(Name, NodeB) ->
+    {ok, _} = net_kernel:start(Name, #{name_domain => shortnames, dist_listen => false}),
+    pong = net_adm:ping(NodeB),
+    true = lists:member(Name, erpc:call(NodeB, chatter, nodes, [])),
+    ok = net_kernel:stop(),
+    {error, unreachable} = chatter:route(NodeB),
+    io:format("stopped quietly~n").
 
 rounds(Names, NodeB) ->
     lists:foreach(

@@ -57,7 +57,7 @@ down_reasons(_Config) ->
                  {disconnected_there, connection_closed,
                   fun(Us, #{node := N}) -> spawn(N, erlang, disconnect_node, [Us]) end}]].
 
-%% Given a receiver that takes nothing, expect the controller to leave raw frames unanswered once the
+%% Given a receiver that takes nothing, expect raw frames to be left unanswered once the
 %% channel is full (erl_link: busy_dist_port_monitor, distribution: bad_dist_*).
 raw_frames_wait(_Config) ->
     [#{node := NodeA} = A, #{node := NodeB} = B] = chatter_work:pair(),

@@ -122,7 +122,7 @@ pub struct ChannelFigures {
     pub frames_out: u64,
     /// Bytes in the frames handed in.
     pub bytes_out: u64,
-    /// Frames granted as taken.
+    /// Times that frames were granted as taken.
     pub grants: u64,
     /// Bytes that wait for credit.
     pub waiting_bytes: usize,

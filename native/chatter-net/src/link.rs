@@ -183,7 +183,11 @@ impl Link {
         if self.own_bytes.load(Ordering::Relaxed) <= self.queue_limit {
             return false;
         }
-        self.waiting.lock().push(channel.clone());
+        let mut waiting = self.waiting.lock();
+        if !waiting.iter().any(|known| Arc::ptr_eq(known, channel)) {
+            waiting.push(channel.clone());
+        }
+        drop(waiting);
         self.has_waiting.store(true, Ordering::SeqCst);
         // It may have drained since: then nobody else would come by.
         self.writer.notify_one();

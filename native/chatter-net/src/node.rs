@@ -215,6 +215,11 @@ impl Node {
         self.published.load().table.id_of(name)
     }
 
+    /// The other end of the link that leads to `id`.
+    pub fn remote_of(&self, id: NodeId) -> Option<SocketAddr> {
+        self.next_hop(id, 0).map(|link| link.remote)
+    }
+
     /// Asks `id` for a channel; its user is told by [`crate::host::ChannelHost::opened`]. `None` if
     /// there is no route or `max_channels` is reached.
     pub fn open_channel(self: &Arc<Self>, id: NodeId) -> Option<Arc<Channel>> {

@@ -86,9 +86,17 @@ struct BusyPoll {
     base: Instant,
     /// Until when to poll, in µs since `base`.
     until_us: AtomicU64,
+    /// Until when not to poll, likewise.
+    paused_us: AtomicU64,
     polling: AtomicBool,
     wake: Notify,
 }
+
+/// Whoever gets the processor for so long when we yield has work to do. Then a sleeping thread, which
+/// takes the processor over when it is woken, is sooner there than one that waits for its turn again:
+/// polling pauses.
+const CONTENDED_US: u64 = 50;
+const PAUSE_US: u64 = 20_000;
 
 impl BusyPoll {
     fn new(span: Duration) -> Arc<Self> {
@@ -96,14 +104,22 @@ impl BusyPoll {
             span,
             base: Instant::now(),
             until_us: AtomicU64::new(0),
+            paused_us: AtomicU64::new(0),
             polling: AtomicBool::new(false),
             wake: Notify::new(),
         })
     }
 
+    fn now_us(&self) -> u64 {
+        self.base.elapsed().as_micros() as u64
+    }
+
     fn note(&self) {
-        let until = (self.base.elapsed() + self.span).as_micros() as u64;
-        self.until_us.store(until, Ordering::Relaxed);
+        let now = self.now_us();
+        if now < self.paused_us.load(Ordering::Relaxed) {
+            return;
+        }
+        self.until_us.store(now + self.span.as_micros() as u64, Ordering::Relaxed);
         if !self.polling.swap(true, Ordering::Relaxed) {
             self.wake.notify_one();
         }
@@ -114,9 +130,16 @@ impl BusyPoll {
     async fn run(self: Arc<Self>) {
         loop {
             self.wake.notified().await;
-            while (self.base.elapsed().as_micros() as u64) < self.until_us.load(Ordering::Relaxed) {
+            let mut now = self.now_us();
+            while now < self.until_us.load(Ordering::Relaxed) {
                 tokio::task::yield_now().await;
+                let before = self.now_us();
                 std::thread::yield_now();
+                now = self.now_us();
+                if now - before > CONTENDED_US {
+                    self.paused_us.store(now + PAUSE_US, Ordering::Relaxed);
+                    break;
+                }
             }
             self.polling.store(false, Ordering::Relaxed);
         }

@@ -19,8 +19,16 @@ use crate::node::current;
 use crate::pinned;
 use crate::sink::{BeamSink, Taken, reason_atom};
 
-/// Bytes that use up a whole time slice: what the NIF does for them takes about a millisecond.
+/// Bytes, or frames, that use up a whole time slice: what is done for them, in the NIF and by the VM
+/// before or after it, takes about a millisecond.
 const BYTES_PER_SLICE: usize = 1024 * 1024;
+const FRAMES_PER_SLICE: usize = 1500;
+
+/// Tells the VM what share of a time slice a call has used up.
+fn charge(env: Env, bytes: usize, frames: usize) {
+    let percent = bytes * 100 / BYTES_PER_SLICE + frames * 100 / FRAMES_PER_SLICE;
+    rustler::schedule::consume_timeslice(env, percent.clamp(1, 100) as i32);
+}
 
 /// A channel in the hands of Erlang.
 pub(crate) struct ChannelRef {
@@ -136,6 +144,7 @@ fn fetch<'a>(env: Env<'a>, channel: ResourceArc<ChannelRef>, granted: u64) -> Ni
     let refilled = taken.is_empty();
     let closed = if refilled { channel.with_sink(|sink| sink.take(&mut taken))? } else { None };
     let (frames, cost) = taken.fetch(env);
+    charge(env, cost as usize, frames.len());
     let state = match closed {
         _ if !taken.is_empty() || !refilled => atoms::more(),
         Some(_) if !frames.is_empty() => atoms::more(),
@@ -187,7 +196,7 @@ fn send<'a>(env: Env<'a>, channel: ResourceArc<ChannelRef>, frames: Term<'a>) ->
         }
         bytes as u64
     });
-    rustler::schedule::consume_timeslice(env, (bytes * 100 / BYTES_PER_SLICE).clamp(1, 100) as i32);
+    charge(env, bytes, ends.len());
     Ok(status_atom(status))
 }
 

@@ -1,6 +1,7 @@
 //! Figures and views, as maps. What the control plane owns is asked for and arrives as a message
 //! `{Ref, Result}`, so that no scheduler waits for its task.
 
+use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -8,7 +9,7 @@ use chatter_core::control::{Control, LinkState};
 use chatter_net::channel::{Channel, State};
 use chatter_net::link::Link;
 use chatter_net::node::Node;
-use rustler::{Encoder, Env, OwnedEnv, Reference, Term};
+use rustler::{Encoder, Env, NewBinary, OwnedEnv, Reference, Term};
 
 use crate::atoms;
 use crate::host::{bin, encode_spec};
@@ -50,6 +51,18 @@ fn neighbours(env: Env) -> Vec<Term> {
 #[rustler::nif]
 fn is_reachable(name: &str) -> bool {
     current().is_some_and(|node| node.id_of(name).is_some())
+}
+
+/// `address(Name) -> {Ip, Port} | none`: the other end of the link that leads to a node.
+#[rustler::nif]
+fn address<'a>(env: Env<'a>, name: &str) -> Term<'a> {
+    let remote = current().and_then(|node| node.id_of(name).and_then(|id| node.remote_of(id)));
+    let Some(remote) = remote else { return atoms::none().encode(env) };
+    let ip = match remote.ip() {
+        IpAddr::V4(ip) => NewBinary::from_slice(env, &ip.octets()),
+        IpAddr::V6(ip) => NewBinary::from_slice(env, &ip.octets()),
+    };
+    (Term::from(ip), remote.port()).encode(env)
 }
 
 /// `route(Name) -> [Name]`: the hops, the named node last; empty if there is no route.

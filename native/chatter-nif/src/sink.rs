@@ -27,7 +27,7 @@ const LARGE: usize = 8 * 1024;
 
 /// Bytes of small frames, and frames, that one call turns into binaries: well below a millisecond.
 const FETCH_BYTES: usize = 256 * 1024;
-const FETCH_FRAMES: usize = 1024;
+const FETCH_FRAMES: usize = 256;
 
 /// Frames that the input process has taken and not yet turned into binaries.
 #[derive(Default)]
