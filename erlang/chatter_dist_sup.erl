@@ -24,7 +24,10 @@ start_link() ->
 init([]) ->
     Node = #{id => chatter_node, start => {chatter_node, start_link, []}, restart => permanent,
              shutdown => 5000, type => worker, modules => [chatter_node]},
-    {ok, {#{strategy => one_for_one, intensity => 10, period => 10}, [Node | registry()]}}.
+    Pulse = #{id => chatter_pulse, start => {chatter_pulse, start_link, []}, restart => permanent,
+              shutdown => brutal_kill, type => worker, modules => [chatter_pulse]},
+    {ok, {#{strategy => one_for_one, intensity => 10, period => 10},
+          [Node, Pulse | registry()]}}.
 
 registry() ->
     case init:get_argument(no_epmd) of

@@ -11,13 +11,13 @@
 -export([load/0]).
 -export([address/1, channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1, drain/1,
          fetch/2, grant/2, handshake/2, info/1, input/1, is_reachable/1, links/1, neighbours/0,
-         node_start/1, node_stop/1, nodes/0, open/1, peer/1, route/1, send/2, set_acceptor/1,
-         set_log_level/1, set_owner/0, stat/1, take/1, topology/1]).
+         node_start/1, node_stop/1, nodes/0, open/1, peer/1, pulse/0, route/1, send/2,
+         set_acceptor/1, set_log_level/1, set_owner/0, stat/1, take/1, topology/1]).
 
 -nifs([address/1, channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1, drain/1,
        fetch/2, grant/2, handshake/2, info/1, input/1, is_reachable/1, links/1, neighbours/0,
-       node_start/1, node_stop/1, nodes/0, open/1, peer/1, route/1, send/2, set_acceptor/1,
-       set_log_level/1, set_owner/0, stat/1, take/1, topology/1]).
+       node_start/1, node_stop/1, nodes/0, open/1, peer/1, pulse/0, route/1, send/2,
+       set_acceptor/1, set_log_level/1, set_owner/0, stat/1, take/1, topology/1]).
 
 -export_type([channel/0, cost/0, frames/0, spec/0]).
 
@@ -149,6 +149,10 @@ open(_Name) -> ?NOT_LOADED.
 -spec peer(channel()) -> binary().
 peer(_Channel) -> ?NOT_LOADED.
 
+%% @doc The VM runs. Without this for 5 s, other nodes are told that it does not.
+-spec pulse() -> ok.
+pulse() -> ?NOT_LOADED.
+
 %% @doc The hops to a node, that node last; empty if there is no route.
 -spec route(binary()) -> [binary()].
 route(_Name) -> ?NOT_LOADED.
@@ -170,7 +174,8 @@ set_log_level(_Level) -> ?NOT_LOADED.
 -spec set_owner() -> boolean().
 set_owner() -> ?NOT_LOADED.
 
-%% @doc Received, sent, pending: for `mf_getstat'. The first grows while the other node is alive.
+%% @doc Received, sent, pending: for `mf_getstat'. The first grows while the other
+%% node is alive and its VM runs.
 -spec stat(channel()) -> {non_neg_integer(), non_neg_integer(), non_neg_integer()}.
 stat(_Channel) -> ?NOT_LOADED.
 

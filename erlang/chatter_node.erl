@@ -18,6 +18,8 @@
     config :: chatter_config:config() | undefined,
     %% Who waits for a route to which node.
     waiting = [] :: [{node(), gen_server:from(), reference()}],
+    %% When a wait for a route to a node was last in vain.
+    missed = #{} :: #{node() => integer()},
     %% Which process resolves which neighbour, and which neighbours are being dialled.
     monitors = #{} :: #{reference() => {non_neg_integer(), non_neg_integer(), native_spec()}},
     dialled = #{} :: #{non_neg_integer() => native_spec()},
@@ -27,6 +29,10 @@
 
 %% Where `links/0' and `claims/3' find what they need without asking the process.
 -define(CONFIG, {chatter, config}).
+
+%% A node that was waited for in vain is not waited for again for so long: who asks again and
+%% again for a node that is not there is told at once most of the time.
+-define(MISSED_MS, 1000).
 
 %% How long claims/3 may take to ask the registry of a host, in a node with several carriers.
 -define(CLAIM_MS, 300).
@@ -165,6 +171,8 @@ handle_call({start, FullName, Listen}, _From, State) ->
     _ = chatter_nif:node_stop(0),
     case chatter_nif:node_start(native_config(FullName, Listen, State#state.config)) of
         {ok, Props} ->
+            %% From here on the silence of chatter_pulse counts.
+            ok = chatter_nif:pulse(),
             ok = connect_neighbours(State#state.config),
             Port = proplists:get_value(port, Props),
             {reply, {ok, if is_integer(Port) -> Port; true -> 0 end}, State#state{name = FullName}};
@@ -189,8 +197,12 @@ handle_call({await, Node, Timeout}, From, State) ->
     case chatter_nif:is_reachable(atom_to_binary(Node)) of
         true -> {reply, ok, State};
         false ->
-            Timer = erlang:start_timer(Timeout, self(), {await, From}),
-            {noreply, State#state{waiting = [{Node, From, Timer} | State#state.waiting]}}
+            case links() =:= static andalso maps:is_key(Node, missed(State)) of
+                true -> {reply, {error, timeout}, State};
+                false ->
+                    Timer = erlang:start_timer(Timeout, self(), {await, From}),
+                    {noreply, State#state{waiting = [{Node, From, Timer} | State#state.waiting]}}
+            end
     end.
 
 %% @private
@@ -207,9 +219,10 @@ handle_info({chatter_log, Level, Line}, State) ->
     {noreply, State};
 handle_info({timeout, Timer, {await, From}}, State) ->
     case lists:keytake(Timer, 3, State#state.waiting) of
-        {value, _, Waiting} ->
+        {value, {Node, _, _}, Waiting} ->
             gen_server:reply(From, {error, timeout}),
-            {noreply, State#state{waiting = Waiting}};
+            Missed = (missed(State))#{Node => erlang:monotonic_time(millisecond)},
+            {noreply, State#state{waiting = Waiting, missed = Missed}};
         false -> {noreply, State}
     end;
 handle_info({'DOWN', Ref, process, _, Reason}, State) ->
@@ -270,6 +283,11 @@ resolved(Id, Seq, Spec, {addresses, Addresses}, State) ->
     State#state{dialled = (State#state.dialled)#{Id => Spec}};
 resolved(Id, Seq, Spec, _Crash, State) ->
     resolved(Id, Seq, Spec, {addresses, []}, State).
+
+%% The nodes that were waited for in vain, of late.
+missed(#state{missed = Missed}) ->
+    Since = erlang:monotonic_time(millisecond) - ?MISSED_MS,
+    maps:filter(fun(_, At) -> At > Since end, Missed).
 
 %% Nobody knows the node, or it takes no link from us: who waits for it need not wait longer.
 fail_waiting({name, Name}, State) ->

@@ -17,7 +17,7 @@
 
 suite() -> [{timetrap, {seconds, 60}}].
 
-all() -> [{group, pair}, halted, stopped, stopped_at_once, killed, frozen,
+all() -> [{group, pair}, halted, stopped, stopped_at_once, killed, frozen, vm_hangs,
           linked_processes_hear_of_it, node_process_killed_while_dialling, supervisors_killed,
           killed_in_the_handshake, many_rounds_leave_nothing].
 
@@ -172,6 +172,35 @@ frozen(_Config) ->
     chatter_work:connect(A, B),
     ?assertMatch([{nodedown, NodeB, _}, {nodeup, NodeB, _}], chatter_work:events(A)),
     usable(A, B).
+
+%% Given a node whose VM runs nothing any more while its links do (all schedulers blocked), expect
+%% nodedown as when ticks stop over stock: 5 s until that is known, then up to 1.25 net_ticktime.
+vm_hangs(_Config) ->
+    [A, #{node := NodeB} = B] = chatter_work:pair(#{args => ["-kernel", "net_ticktime", "4"]}),
+    on(A, fun() ->
+                  Self = self(),
+                  spawn(fun() ->
+                                ok = net_kernel:monitor_nodes(true, [nodedown_reason]),
+                                Self ! watching,
+                                receive
+                                    {nodedown, NodeB, [{nodedown_reason, Reason}]} ->
+                                        persistent_term:put(down_reason, Reason)
+                                end
+                        end),
+                  receive watching -> ok end
+          end),
+    on(B, fun() ->
+                  true = is_boolean(erts_debug:set_internal_state(available_internal_state, true)),
+                  spawn(fun() ->
+                                receive after 100 -> ok end, % the answer to us has to get out
+                                erts_debug:set_internal_state(block, 60000)
+                        end),
+                  ok
+          end),
+    Reason = fun() -> on(A, fun() -> persistent_term:get(down_reason, none) end) end,
+    wait_until(fun() -> none =/= Reason() end, 15000),
+    ?assertEqual(net_tick_timeout, Reason()),
+    ok = chatter_cluster:kill9(B).
 
 %% Given links and monitors to a node that is killed, expect `noconnection' for each.
 linked_processes_hear_of_it(_Config) ->

@@ -17,7 +17,7 @@
 suite() -> [{timetrap, {seconds, 60}}].
 
 all() ->
-    [{group, line}, five_in_a_row, star, second_relay, no_route, relay_returns, metrics,
+    [{group, line}, five_in_a_row, star, second_relay, no_route, absent, relay_returns, metrics,
      neighbours_by_address, links_at_run_time, stopped_receiver].
 
 groups() ->
@@ -207,6 +207,19 @@ no_route(_Config) ->
     Before = chatter_work:now_ms(),
     ?assertEqual(pang, on(A, fun() -> net_adm:ping(NodeB) end)),
     ?assert(chatter_work:now_ms() - Before < 2000).
+
+%% Given a node that is not there, expect one wait for it and then none for a while; and when it is
+%% started, expect it to be found.
+absent(_Config) ->
+    [A, R, _B] = line(3),
+    NodeD = chatter_cluster:node_name(d),
+    Before = chatter_work:now_ms(),
+    ?assertEqual([pang], on(A, fun() ->
+                                       lists:usort([net_adm:ping(NodeD) || _ <- lists:seq(1, 100)])
+                               end)),
+    ?assert(chatter_work:now_ms() - Before < 5000), % 50 s if each were a wait
+    D = start(d, #{neighbours => [R], links => static}),
+    chatter_work:connect(A, D).
 
 %% Given the relay started again, expect the ends to meet again by themselves.
 relay_returns(_Config) ->

@@ -249,9 +249,10 @@ impl Lsdb {
             self.digest = self.digest.wrapping_add(hash);
             change.graph = self.graph.set(origin, lsp.incarnation, lsp.overload, &lsp.neighbours);
         }
-        // The name and the incarnation are part of a route.
+        // The name, the incarnation and the flag are part of a route.
         change.graph |= change.replaced.is_some();
-        change.graph |= before.is_some_and(|entry| entry.lsp.name != lsp.name);
+        change.graph |= before
+            .is_some_and(|entry| entry.lsp.name != lsp.name || entry.lsp.silent != lsp.silent);
         self.next_expiry = Some(self.next_expiry.map_or(expires, |at| at.min(expires)));
         let entry = Entry { lsp: Arc::new(lsp), hash, expires, superseded: false };
         self.entries.insert(origin, entry);

@@ -24,6 +24,8 @@ pub struct Route {
     pub incarnation: Incarnation,
     /// The destination's full name; may be empty.
     pub name: Arc<str>,
+    /// Whether the destination says that its user shows no life: it relays, but nobody is at home.
+    pub silent: bool,
     /// The last node before the destination; `None` for a direct link.
     pub parent: Option<NodeId>,
     /// Differs when the set of shortest paths differs.
@@ -53,6 +55,7 @@ impl ForwardingTable {
                 hops: reached.hops,
                 incarnation: lsp.incarnation,
                 name: Arc::clone(&lsp.name),
+                silent: lsp.silent,
                 parent: reached.parent,
                 shape: reached.shape,
             };

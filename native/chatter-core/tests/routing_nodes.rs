@@ -165,10 +165,32 @@ fn an_overloaded_node_is_no_relay() {
     assert!(!sim.hosts[0].control.is_reachable(sim.id(2)));
 }
 
+/// Given a node whose user shows no life, expect all others to know it in their tables, the relay to go
+/// on, and the first sign of life to take it back.
+#[test]
+fn a_silent_node_is_known_and_relays() {
+    let mut sim = line(4);
+    let silent = |sim: &Sim, at: usize, of: usize| {
+        sim.hosts[at].control.table().route(sim.id(of)).expect("a route").silent
+    };
+    for is in [true, false] {
+        let now = sim.now;
+        sim.hosts[1].control.set_silent(now, is);
+        sim.drain(1);
+        sim.run_for(ms(2_500));
+        for at in [0, 2, 3] {
+            assert_eq!(silent(&sim, at, 1), is, "at {at}");
+            assert!((0..4).all(|of| of == at || of == 1 || !silent(&sim, at, of)));
+        }
+        assert!(sim.hosts[0].control.is_reachable(sim.id(3)));
+    }
+}
+
 fn forged(sim: &Sim, at: usize, incarnation: u64, seq: u64) -> Lsp {
     Lsp {
         overload: false,
         purge: false,
+        silent: false,
         lifetime_s: 3_600,
         origin: sim.id(at),
         incarnation: Incarnation(incarnation),

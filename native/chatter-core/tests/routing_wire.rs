@@ -61,6 +61,7 @@ fn some_lsp() -> Lsp {
     Lsp {
         overload: true,
         purge: false,
+        silent: false,
         lifetime_s: 3_600,
         origin: NodeId(0x0102_0304_0506_0708),
         incarnation: Incarnation(0x1112_1314_1516_1718),
@@ -164,7 +165,7 @@ fn corrupted_fields() {
     };
     let neighbours = 32 + 7 + 1 + 7 + 19;
     assert_eq!(lsp(0, &[2]), Err(WireError::Invalid("lsp version")));
-    assert_eq!(lsp(1, &[4]), Err(WireError::Invalid("lsp flags")));
+    assert_eq!(lsp(1, &[8]), Err(WireError::Invalid("lsp flags")));
     assert!(lsp(1, &[2]).is_err(), "a purge with neighbours");
     assert_eq!(lsp(2, &[0, 1]), Err(WireError::Trailing("lsp")));
     assert_eq!(lsp(2, &[0, 3]), Err(WireError::Truncated("neighbours")));

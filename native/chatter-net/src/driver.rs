@@ -50,6 +50,7 @@ pub(crate) async fn run(node: Arc<Node>, mut control: Control, mut inbox: mpsc::
         }
         if deadline.is_some_and(|at| now >= at) {
             tell_alive(&node, &mut control, now);
+            control.set_silent(now, node.is_silent());
             control.handle_timeout(now);
         }
         carry_out(&node, &mut control);

@@ -35,6 +35,9 @@ const CONTROL_INBOX: usize = 4096;
 /// RESET and UNREACHABLE answers per second: a flood of strays must not be answered by another.
 const COMPLAINTS_PER_S: u64 = 100;
 
+/// Without a [`Node::pulse`] for so long, the others are told that nobody is at home.
+const SILENT_AFTER_MS: u64 = 5_000;
+
 /// Why a node cannot start.
 #[derive(Debug, Error)]
 pub enum StartError {
@@ -98,6 +101,8 @@ pub struct Node {
     pub(crate) retained: AtomicUsize,
     complaints: Complaints,
     complained: AtomicU64,
+    /// When the user of this node last showed life; 0 if it never does.
+    pulse_ms: AtomicU64,
     started: Instant,
     pub(crate) workers: Workers,
     stopper: Mutex<Option<Stopper>>,
@@ -141,6 +146,7 @@ impl Node {
             retained: AtomicUsize::new(0),
             complaints: Complaints::default(),
             complained: AtomicU64::new(0),
+            pulse_ms: AtomicU64::new(0),
             started: now,
             workers,
             stopper: Mutex::new(Some(stopper)),
@@ -249,6 +255,23 @@ impl Node {
     /// Runs `f` on the control plane's own task; `false` if it is too busy or gone.
     pub fn with_control(&self, f: impl FnOnce(&mut Control, Instant) + Send + 'static) -> bool {
         self.control.try_send(Input::Run(Box::new(f))).is_ok()
+    }
+
+    /// The user of this node shows life. The threads of a node outlive a user that hangs, and would
+    /// answer for it; so after a first pulse, 5 s without another tell the network that it is silent.
+    pub fn pulse(&self) {
+        self.pulse_ms.store(self.now_ms().max(1), Ordering::Relaxed);
+    }
+
+    /// Whether there was a pulse, but long ago.
+    pub(crate) fn is_silent(&self) -> bool {
+        let last = self.pulse_ms.load(Ordering::Relaxed);
+        last > 0 && self.now_ms().saturating_sub(last) > SILENT_AFTER_MS
+    }
+
+    /// Whether the user of another node is known to show no life.
+    pub fn is_peer_silent(&self, id: NodeId) -> bool {
+        self.published.load().table.route(id).is_some_and(|route| route.silent)
     }
 
     /// Milliseconds since the node started.

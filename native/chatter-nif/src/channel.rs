@@ -215,13 +215,14 @@ fn close(channel: ResourceArc<ChannelRef>) -> Atom {
 }
 
 /// `stat(Channel) -> {Received, Sent, Pending}` for `mf_getstat`: received grows at every call while
-/// the channel is up, since the link state knows that the other node is alive.
+/// the channel is up, since the link state knows that the other node is alive and that its VM runs.
 #[rustler::nif]
 fn stat(channel: ResourceArc<ChannelRef>) -> (u64, u64, u64) {
     let figures = channel.channel.figures();
-    let alive = u64::from(matches!(figures.state, State::Open));
+    let silent = current().is_none_or(|node| node.is_peer_silent(channel.channel.peer));
+    let alive = u64::from(matches!(figures.state, State::Open) && !silent);
     let ticks = channel.ticks.fetch_add(alive, Ordering::Relaxed) + alive;
-    (ticks, figures.frames_out, figures.waiting_bytes as u64)
+    (ticks + figures.grants, figures.frames_out, figures.waiting_bytes as u64)
 }
 
 /// `peer(Channel) -> NodeName`.

@@ -83,6 +83,15 @@ fn set_owner(env: Env) -> bool {
     running.is_some()
 }
 
+/// `pulse() -> ok`: the VM runs.
+#[rustler::nif]
+fn pulse() -> Atom {
+    if let Some(running) = RUNNING.load().as_ref() {
+        running.node.pulse();
+    }
+    atoms::ok()
+}
+
 /// `set_acceptor(Pid) -> ok`: who gets the channels that others open.
 #[rustler::nif]
 fn set_acceptor(pid: LocalPid) -> Atom {

@@ -90,6 +90,7 @@ impl Control {
         let lsp = Lsp {
             overload: self.overload,
             purge,
+            silent: self.silent,
             lifetime_s: self.config.max_age_s,
             origin: self.me.id,
             incarnation: self.me.incarnation,

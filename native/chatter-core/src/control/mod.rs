@@ -45,7 +45,7 @@ use crate::wire::reader::WireError;
 ///   [`handle_alive`](Self::handle_alive), [`handle_link_blocked`](Self::handle_link_blocked),
 ///   [`handle_dial_failed`](Self::handle_dial_failed), [`handle_timeout`](Self::handle_timeout);
 /// * **commands**: [`connect`](Self::connect), [`disconnect`](Self::disconnect),
-///   [`set_overload`](Self::set_overload), [`stop`](Self::stop);
+///   [`set_overload`](Self::set_overload), [`set_silent`](Self::set_silent), [`stop`](Self::stop);
 /// * **out**, what the owner has to carry out: [`poll_table`](Self::poll_table),
 ///   [`poll_transmit`](Self::poll_transmit), [`poll_event`](Self::poll_event),
 ///   [`poll_timeout`](Self::poll_timeout);
@@ -77,6 +77,7 @@ pub struct Control {
     dialer: Dialer,
     dial_seq: u64,
     overload: bool,
+    silent: bool,
     clash: Option<Incarnation>,
 
     origination: Origination,
@@ -115,6 +116,7 @@ impl Control {
             nodes: Nodes::default(),
             dial_seq: 0,
             overload: false,
+            silent: false,
             clash: None,
             spf_pending: false,
             first_hops: Vec::new(),
@@ -278,6 +280,17 @@ impl Control {
             self.origination.want_good();
         }
         self.settle();
+    }
+
+    /// Tells the other nodes that whoever uses this one shows no life (`true`), or does so again. It is
+    /// a relay all the same; see [`Route::silent`](crate::routes::Route::silent).
+    pub fn set_silent(&mut self, now: Instant, silent: bool) {
+        self.advance(now);
+        if self.silent != silent {
+            self.silent = silent;
+            self.origination.want_good();
+            self.settle();
+        }
     }
 
     /// Leaves the network: tells all nodes (PURGE) and neighbours (BYE), closes all links, and reports

@@ -19,8 +19,9 @@
 //! ```
 //!
 //! Flags: bit 0 OVERLOAD (do not relay through the origin), bit 1 PURGE (the origin has stopped; no
-//! neighbours); the others are 0 and refused otherwise. The lifetime is what is left of it: every node
-//! counts it down. It is not part of the [content hash](Lsp::content_hash), all the rest is.
+//! neighbours), bit 2 SILENT (the origin's user shows no life); the others are 0 and refused otherwise.
+//! The lifetime is what is left of it: every node counts it down. It is not part of the
+//! [content hash](Lsp::content_hash), all the rest is.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -51,6 +52,7 @@ pub const MAX_LSP_LEN: usize =
 const NEIGHBOUR_LEN: usize = 20;
 const FLAG_OVERLOAD: u8 = 0x01;
 const FLAG_PURGE: u8 = 0x02;
+const FLAG_SILENT: u8 = 0x04;
 
 /// Bytes 4 to 8 are the lifetime.
 const LIFETIME_AT: usize = 4;
@@ -74,6 +76,8 @@ pub struct Lsp {
     pub overload: bool,
     /// The origin has stopped; `neighbours` is empty.
     pub purge: bool,
+    /// The origin relays as ever, but whoever uses it shows no life.
+    pub silent: bool,
     /// Seconds that the LSP is still good for.
     pub lifetime_s: u32,
     /// The node that made it.
@@ -130,7 +134,7 @@ impl Lsp {
             return Err(WireError::Invalid("lsp version"));
         }
         let flags = r.u8("lsp flags")?;
-        if flags & !(FLAG_OVERLOAD | FLAG_PURGE) != 0 {
+        if flags & !(FLAG_OVERLOAD | FLAG_PURGE | FLAG_SILENT) != 0 {
             return Err(WireError::Invalid("lsp flags"));
         }
         let purge = flags & FLAG_PURGE != 0;
@@ -150,10 +154,10 @@ impl Lsp {
         let addresses = read_addresses(&mut r)?;
         let neighbours = read_neighbours(&mut r, count, origin)?;
         r.finish("lsp")?;
-        let overload = flags & FLAG_OVERLOAD != 0;
         Ok(Self {
-            overload,
+            overload: flags & FLAG_OVERLOAD != 0,
             purge,
+            silent: flags & FLAG_SILENT != 0,
             lifetime_s,
             origin,
             incarnation,
@@ -175,9 +179,9 @@ impl Lsp {
     fn put(&self, out: &mut Vec<u8>) {
         let neighbours = &self.neighbours[..self.neighbours.len().min(MAX_NEIGHBOURS)];
         out.push(LSP_VERSION);
-        out.push(
-            if self.overload { FLAG_OVERLOAD } else { 0 } | if self.purge { FLAG_PURGE } else { 0 },
-        );
+        let flag = |set, flag| if set { flag } else { 0 };
+        let overload = flag(self.overload, FLAG_OVERLOAD);
+        out.push(overload | flag(self.purge, FLAG_PURGE) | flag(self.silent, FLAG_SILENT));
         out.extend_from_slice(&(neighbours.len() as u16).to_be_bytes());
         out.extend_from_slice(&self.lifetime_s.to_be_bytes());
         out.extend_from_slice(&self.origin.0.to_be_bytes());

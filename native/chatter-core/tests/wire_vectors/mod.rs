@@ -343,7 +343,7 @@ fn one_hop_vectors() -> Vec<Vector> {
         },
         Vector {
             name: "lsp",
-            hex: "00006a 02 01 01 0002 00000e10 0102030405060708 1112131415161718 0000000000000009
+            hex: "00006a 02 01 05 0002 00000e10 0102030405060708 1112131415161718 0000000000000009
                 06 6140686f7374
                 02 04 0a010203 752f 06 fe800000000000000000000000000001 0001
                 0000000000000001 0000000a 0000000000000002
@@ -351,6 +351,7 @@ fn one_hop_vectors() -> Vec<Vector> {
             value: Value::Lsp(Lsp {
                 overload: true,
                 purge: false,
+                silent: true,
                 lifetime_s: 3_600,
                 origin: identity().id,
                 incarnation: identity().incarnation,
