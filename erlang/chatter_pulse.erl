@@ -19,20 +19,24 @@ start_link() ->
     gen_server:start_link({local, ?MODULE}, ?MODULE, [], []).
 
 %% @private
+-spec init([]) -> {ok, reference()}.
 init([]) ->
     %% A busy VM runs: only one that runs nothing at all is silent.
     _ = process_flag(priority, max),
     {ok, beat()}.
 
 %% @private
+-spec handle_call(term(), gen_server:from(), term()) -> {noreply, term()}.
 handle_call(_, _From, Timer) ->
     {noreply, Timer}.
 
 %% @private
+-spec handle_cast(term(), term()) -> {noreply, term()}.
 handle_cast(_, Timer) ->
     {noreply, Timer}.
 
 %% @private
+-spec handle_info(term(), term()) -> {noreply, term()}.
 handle_info({timeout, Timer, beat}, Timer) ->
     {noreply, beat()};
 handle_info(_, Timer) ->
