@@ -26,17 +26,17 @@ init([]) ->
     {ok, beat()}.
 
 %% @private
--spec handle_call(term(), gen_server:from(), reference()) -> {noreply, reference()}.
+-spec handle_call(term(), gen_server:from(), term()) -> {noreply, term()}.
 handle_call(_, _From, Timer) ->
     {noreply, Timer}.
 
 %% @private
--spec handle_cast(term(), reference()) -> {noreply, reference()}.
+-spec handle_cast(term(), term()) -> {noreply, term()}.
 handle_cast(_, Timer) ->
     {noreply, Timer}.
 
 %% @private
--spec handle_info(term(), reference()) -> {noreply, reference()}.
+-spec handle_info(term(), term()) -> {noreply, term()}.
 handle_info({timeout, Timer, beat}, Timer) ->
     {noreply, beat()};
 handle_info(_, Timer) ->

@@ -33,7 +33,7 @@ const FILL_BYTES: usize = 128 * 1024;
 /// More would be a queue behind the scheduler; less, and the link idles until the writer is awake.
 pub(crate) const LOWAT_START: u32 = 128 * 1024;
 const LOWAT_MIN: f64 = 32.0 * 1024.0;
-const LOWAT_MAX: f64 = 512.0 * 1024.0;
+const LOWAT_MAX: f64 = 2048.0 * 1024.0;
 const LOWAT_TIME: Duration = Duration::from_millis(2);
 
 /// The rate of a link is taken anew after so many bytes.

@@ -11,7 +11,7 @@ use crate::wire::reader::WireError;
 
 /// Bytes after which an acknowledgement is sent at once: often enough that the sender keeps few
 /// packets, seldom enough that they cost nothing.
-const ACK_EVERY: u64 = 256 * 1024;
+const ACK_EVERY: u64 = 2048 * 1024;
 
 /// Packets kept ahead of a missing one: one for so many bytes of the window, and no fewer than this.
 /// A packet costs memory of its own, however little is in it.
@@ -177,7 +177,7 @@ impl Receiver {
             need = AckNeed::Now;
         }
         let credit_news = self.credit() - self.told_credit >= self.window / 4;
-        if credit_news || self.bytes_untold >= (self.window / 16).min(ACK_EVERY) {
+        if credit_news || self.bytes_untold >= (self.window / 4).min(ACK_EVERY) {
             need = AckNeed::Now;
         }
         Ok(need)
