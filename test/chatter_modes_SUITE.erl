@@ -125,6 +125,7 @@ remote_shell_with_terminal() ->
                          "erpc:cast(node(group_leader()), init, stop, []) end.", []),
     Command = ["(while sleep 0.3; do echo '", Line, "' || exit; done) | script -qec \"", Erl,
                "\" /dev/null"],
+    ct:log("~ts with ~0p", [Command, chatter_cluster:node_env(#{})]),
     Program = chatter_cluster:open("sh", ["-c", lists:flatten(Command)],
                                    #{env => chatter_cluster:node_env(#{})}),
     _ = chatter_cluster:await_output(Program, "shell at " ++ atom_to_list(NodeB), ?PROGRAM_MS),
