@@ -125,9 +125,9 @@ remote_shell_with_terminal() ->
                          "erpc:cast(node(group_leader()), init, stop, []) end.", []),
     Command = ["(while sleep 0.3; do echo '", Line, "' || exit; done) | script -qec \"", Erl,
                "\" /dev/null"],
-    ct:log("~ts with ~0p", [Command, chatter_cluster:node_env(#{})]),
-    Program = chatter_cluster:open("sh", ["-c", lists:flatten(Command)],
-                                   #{env => chatter_cluster:node_env(#{})}),
+    %% On a dumb terminal, as under make, there is only the old shell, which knows no -remsh.
+    Env = [{"TERM", "vt100"} | chatter_cluster:node_env(#{})],
+    Program = chatter_cluster:open("sh", ["-c", lists:flatten(Command)], #{env => Env}),
     _ = chatter_cluster:await_output(Program, "shell at " ++ atom_to_list(NodeB), ?PROGRAM_MS),
     wait_until(fun() -> [] =:= on(B, fun() -> nodes(connected) end) end, ?TIMEOUT_MS).
 
