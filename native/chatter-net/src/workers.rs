@@ -95,7 +95,7 @@ struct BusyPoll {
 /// Whoever gets the processor for so long when we yield has work to do. Then a sleeping thread, which
 /// takes the processor over when it is woken, is sooner there than one that waits for its turn again:
 /// polling pauses.
-const CONTENDED_US: u64 = 50;
+const CONTENDED_US: u64 = 250;
 const PAUSE_US: u64 = 20_000;
 
 impl BusyPoll {
