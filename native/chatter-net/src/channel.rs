@@ -342,6 +342,10 @@ impl Channel {
         if rx.receiver.next_number() >= last || now >= until {
             rx.pending_reset = None;
             rx.tell_closed(reason);
+            drop(rx);
+            if let Some(node) = self.node.upgrade() {
+                node.channels.remove(self.index);
+            }
         }
     }
 
@@ -396,14 +400,16 @@ impl Channel {
             }
             self.state.store(State::Closed as u8, Ordering::SeqCst);
         }
-        node.channels.remove(self.index);
         let mut rx = self.rx.lock();
         if rx.receiver.next_number() < reset.last {
+            // Data is still under way: the channel stays in the table for it.
             rx.pending_reset = Some((reset.last, reset.reason, Instant::now() + RESET_GRACE));
             drop(rx);
             self.want_service(node);
         } else {
             rx.tell_closed(reset.reason);
+            drop(rx);
+            node.channels.remove(self.index);
         }
     }
 
