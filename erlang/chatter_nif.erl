@@ -9,14 +9,14 @@
 -module(chatter_nif).
 
 -export([load/0]).
--export([address/1, channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1, drain/1,
+-export([address/1, channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1,
          fetch/2, grant/2, handshake/2, info/1, input/1, is_reachable/1, links/1, neighbours/0,
-         node_start/1, node_stop/1, nodes/0, open/1, peer/1, pulse/0, route/1, send/2,
+         node_start/1, node_stop/1, nodes/0, open/1, pulse/0, route/1, send/2,
          set_acceptor/1, set_log_level/1, set_owner/0, stat/1, take/1, topology/1]).
 
--nifs([address/1, channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1, drain/1,
+-nifs([address/1, channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1,
        fetch/2, grant/2, handshake/2, info/1, input/1, is_reachable/1, links/1, neighbours/0,
-       node_start/1, node_stop/1, nodes/0, open/1, peer/1, pulse/0, route/1, send/2,
+       node_start/1, node_stop/1, nodes/0, open/1, pulse/0, route/1, send/2,
        set_acceptor/1, set_log_level/1, set_owner/0, stat/1, take/1, topology/1]).
 
 -export_type([channel/0, cost/0, frames/0, spec/0]).
@@ -87,10 +87,6 @@ dial(_Neighbour, _Seq, _Addresses) -> ?NOT_LOADED.
 -spec disconnect(spec()) -> ok | {error, not_started | busy}.
 disconnect(_Spec) -> ?NOT_LOADED.
 
-%% @doc Waits, at most so many ms, until what is queued has been written and acknowledged.
--spec drain(non_neg_integer()) -> ok.
-drain(_Ms) -> ?NOT_LOADED.
-
 %% @doc Grants the cost of the frames before, and gives the next ones with theirs: `more' if there
 %% may be more, `idle' if not; then the caller gets `{chatter_ready, Index}' when there are. Any
 %% other atom (with no frames) is why the channel is over.
@@ -144,10 +140,6 @@ nodes() -> ?NOT_LOADED.
 %% `{chatter, Index, {handshake, Message, Cost}}', `{chatter, Index, {closed, Reason}}'.
 -spec open(binary()) -> {ok, channel(), pos_integer()} | {error, no_route | not_started}.
 open(_Name) -> ?NOT_LOADED.
-
-%% @doc The name of the node at the other end of a channel; empty if it has none yet.
--spec peer(channel()) -> binary().
-peer(_Channel) -> ?NOT_LOADED.
 
 %% @doc The VM runs. Without this for 5 s, other nodes are told that it does not.
 -spec pulse() -> ok.

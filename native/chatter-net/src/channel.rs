@@ -99,7 +99,7 @@ pub struct Channel {
     pub(crate) in_service: AtomicBool,
     frames_out: AtomicU64,
     bytes_out: AtomicU64,
-    frames_in: AtomicU64,
+    grants: AtomicU64,
 }
 
 /// How a channel is made.
@@ -178,7 +178,7 @@ impl Channel {
             in_service: AtomicBool::new(false),
             frames_out: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
-            frames_in: AtomicU64::new(0),
+            grants: AtomicU64::new(0),
         })
     }
 
@@ -212,7 +212,7 @@ impl Channel {
             state: self.state(),
             frames_out: self.frames_out.load(Ordering::Relaxed),
             bytes_out: self.bytes_out.load(Ordering::Relaxed),
-            grants: self.frames_in.load(Ordering::Relaxed),
+            grants: self.grants.load(Ordering::Relaxed),
             waiting_bytes,
             unacked_bytes,
             retransmits: tx.sender.as_ref().map_or(0, Sender::retransmits),
@@ -278,7 +278,7 @@ impl Channel {
     /// The VM has taken frames of this cost.
     pub fn grant(self: &Arc<Self>, cost: u64) {
         let Some(node) = self.node.upgrade() else { return };
-        self.frames_in.fetch_add(1, Ordering::Relaxed);
+        self.grants.fetch_add(1, Ordering::Relaxed);
         let mut rx = self.rx.lock();
         match rx.receiver.grant(cost) {
             AckNeed::Now => {

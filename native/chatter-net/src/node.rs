@@ -186,7 +186,7 @@ impl Node {
     }
 
     /// Waits until everything that is queued has been written and acknowledged, at most until `until`.
-    pub fn drain(&self, until: Instant) {
+    fn drain(&self, until: Instant) {
         loop {
             let links = self.links.lock().values().all(|link| link.is_drained());
             let channels = self.channels.all().iter().all(|channel| {

@@ -1,13 +1,13 @@
 //! Every atom that this library makes. None ever comes from a peer.
 
 rustler::atoms! {
-    ok, error, undefined, none, all, auto, from, fixed, cookie, key, name, address,
+    ok, error, undefined, none, name, address,
     // events
     chatter, chatter_event, chatter_log, chatter_accept, chatter_ready, more, idle,
     chatter_writable, opened, handshake, closed, dial, node_up, node_down, node_lost, node_found,
-    link_up, link_down, name_clash, dial_failed,
+    name_clash, dial_failed,
     // results
-    full, no_route, refused, not_started, already_started, busy, port, id, incarnation,
+    full, no_route, not_started, already_started, busy, port, id, incarnation,
     // why a channel ended
     connection_closed, connection_refused, protocol_error,
     // figures
@@ -15,7 +15,7 @@ rustler::atoms! {
     packets_out, relayed, queued_own, queued_transit, dropped, blocked, up, sync, opening, open,
     closing, frames_out, grants, waiting_bytes, unacked_bytes, retransmits, duplicates, srtt_us,
     channels, links, nodes, relay_drops, unreachable_notices, refused_connections,
-    evicted_handshakes, lsdb_size, neighbours, waiting, dialling, linked, stopped, failures,
+    evicted_handshakes, lsdb_size, neighbours,
     // log levels
     debug, info, warning, notice,
 }

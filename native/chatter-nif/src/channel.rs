@@ -14,7 +14,7 @@ use rustler::{
 };
 
 use crate::atoms;
-use crate::host::{BeamChannel, bin};
+use crate::host::BeamChannel;
 use crate::node::current;
 use crate::pinned;
 use crate::sink::{BeamSink, Taken, reason_atom};
@@ -223,12 +223,6 @@ fn stat(channel: ResourceArc<ChannelRef>) -> (u64, u64, u64) {
     let alive = u64::from(matches!(figures.state, State::Open) && !silent);
     let ticks = channel.ticks.fetch_add(alive, Ordering::Relaxed) + alive;
     (ticks + figures.grants, figures.frames_out, figures.waiting_bytes as u64)
-}
-
-/// `peer(Channel) -> NodeName`.
-#[rustler::nif]
-fn peer<'a>(env: Env<'a>, channel: ResourceArc<ChannelRef>) -> Term<'a> {
-    bin(env, &channel.channel.peer_name)
 }
 
 fn status_atom(status: SendStatus) -> Atom {

@@ -63,15 +63,6 @@ fn node_stop(drain_ms: u64) -> Atom {
     atoms::ok()
 }
 
-/// `drain(Ms) -> ok`: waits until what is queued has been written and acknowledged.
-#[rustler::nif(schedule = "DirtyIo")]
-fn drain(ms: u64) -> Atom {
-    if let Some(node) = current() {
-        node.drain(Instant::now() + Duration::from_millis(ms));
-    }
-    atoms::ok()
-}
-
 /// `set_owner() -> boolean()`: events and log lines go to the caller from now on; whether a node runs.
 #[rustler::nif]
 fn set_owner(env: Env) -> bool {
