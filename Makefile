@@ -10,8 +10,8 @@ ERLANG_SOURCES = $(wildcard erlang/*.erl test/*.erl bench/*.erl examples/demo/*.
 
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
-.PHONY: build setup setup-build demo test test-rust test-erlang check bench conformance fmt \
-        clean help
+.PHONY: build setup setup-build demo test test-rust test-erlang check bench bench-spf soak \
+        conformance fmt clean help
 
 build: setup-build                    ## build the NIF and the Erlang application
 	@$(STEP) build "build the NIF and the application" rebar3 compile
@@ -61,6 +61,15 @@ compile-rest:
 
 bench: setup build                    ## the figures against stock, as a table with the bar
 	@python3 bench/compare.py --all $(BENCH)
+
+bench-spf: setup                      ## how long shortest paths take
+	@cargo bench --locked -p chatter-core --bench spf -- --quiet
+
+# make soak CHANGES=1000000
+CHANGES ?= 1000000
+soak: setup                           ## long runs of the random tests; CHANGES=... of topology
+	@CHATTER_CHANGES=$(CHANGES) $(STEP) soak-routing "routing tables after $(CHANGES) changes" \
+	    cargo test --release --locked -p chatter-core --test routing_changes
 
 conformance: setup build              ## OTP's own suites over Chatter and over stock
 	@test/conformance/run $(CONFORMANCE)

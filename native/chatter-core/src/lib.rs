@@ -9,6 +9,7 @@
 //! [`sched`] (what a link sends next).
 #![forbid(unsafe_code)]
 
+pub mod alternates;
 pub mod channel;
 pub mod control;
 pub mod crypto;

@@ -10,12 +10,16 @@ use std::sync::Arc;
 use crate::ids::{Incarnation, LinkId, NodeId};
 use crate::lsdb::Lsdb;
 use crate::spf::Tree;
+use crate::wire::lsp::Neighbour;
 
 /// How to reach one destination.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Route {
     /// The links of equally short paths, ascending; never empty.
     pub next_hops: Vec<LinkId>,
+    /// The link to a loop-free alternate (RFC 5286), for when the only next hop is lost: packets on it
+    /// do not come back. `None` if there is none, or if there are several next hops.
+    pub alternate: Option<LinkId>,
     /// Sum of the metrics on the way.
     pub distance: u32,
     /// Links on the way, on the path with the fewest.
@@ -40,8 +44,17 @@ pub struct ForwardingTable {
 }
 
 impl ForwardingTable {
+    /// The routes of `me` over its own links: neighbours and the links to them.
+    pub fn compute(me: NodeId, hops: &[(Neighbour, LinkId)], lsdb: &Lsdb) -> Self {
+        let neighbours: Vec<_> = hops.iter().map(|(neighbour, _)| *neighbour).collect();
+        let links: Vec<_> = hops.iter().map(|(_, link)| *link).collect();
+        let mut tree = lsdb.graph().shortest_paths(me, &neighbours);
+        lsdb.graph().find_alternates(me, &neighbours, &mut tree);
+        Self::new(&tree, &links, lsdb)
+    }
+
     /// Makes the table of a run of shortest paths; `links[i]` is the link to the i-th first hop.
-    pub(crate) fn new(tree: &Tree, links: &[LinkId], lsdb: &Lsdb) -> Self {
+    fn new(tree: &Tree, links: &[LinkId], lsdb: &Lsdb) -> Self {
         let mut table = Self::default();
         table.routes.reserve(lsdb.len());
         for reached in tree.reached() {
@@ -49,8 +62,10 @@ impl ForwardingTable {
             let mut next_hops: Vec<_> =
                 reached.first_hops().filter_map(|at| links.get(at).copied()).collect();
             next_hops.sort_unstable();
+            let alternate = reached.alternate.and_then(|at| links.get(at).copied());
             let route = Route {
                 next_hops,
+                alternate,
                 distance: reached.distance,
                 hops: reached.hops,
                 incarnation: lsp.incarnation,
@@ -76,12 +91,21 @@ impl ForwardingTable {
     /// The link for a packet to `dst`. Of equally short ones, `flow_hash` chooses, so that a flow stays
     /// on one path.
     pub fn next_hop(&self, dst: NodeId, flow_hash: u64) -> Option<LinkId> {
-        let next_hops = &self.routes.get(&dst)?.next_hops;
-        match next_hops.as_slice() {
-            [] => None,
-            [only] => Some(*only),
-            several => several.get((flow_hash % several.len() as u64) as usize).copied(),
-        }
+        self.next_hops(dst, flow_hash).next()
+    }
+
+    /// The links for a packet to `dst` in the order in which to try them, should some be lost already:
+    /// the one that `flow_hash` chooses, those that are equally short, the alternate.
+    pub fn next_hops(&self, dst: NodeId, flow_hash: u64) -> impl Iterator<Item = LinkId> {
+        let (links, alternate) = match self.routes.get(&dst) {
+            Some(route) => (route.next_hops.as_slice(), route.alternate),
+            None => (&[][..], None),
+        };
+        let first = match links.len() {
+            0 | 1 => 0,
+            several => (flow_hash % several as u64) as usize,
+        };
+        links[first..].iter().chain(&links[..first]).copied().chain(alternate)
     }
 
     /// The nodes on a shortest path from here to `dst`, which comes last; this node is left out.
@@ -164,7 +188,7 @@ pub struct TopologyNode {
     pub name: Arc<str>,
     /// Its life.
     pub incarnation: Incarnation,
-    /// It does not relay.
+    /// It relays only where there is no other way.
     pub overload: bool,
 }
 

@@ -7,14 +7,19 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
+use crate::alternates::NONE;
 use crate::ids::{Incarnation, NodeId};
 use crate::wire::lsp::Neighbour;
 
 /// The distance of what cannot be reached. Sums saturate here, so a path this long is no path.
 pub const UNREACHABLE: u32 = u32::MAX;
 
-/// Stands for the root where a slot is expected.
-const ROOT: u32 = u32::MAX;
+/// What passing through an overloaded node costs beside the metrics: more than any way around it, which
+/// is up to 2^16 a hop. So it is passed through only where there is no other way, and nobody is cut off.
+pub const OVERLOAD_COST: u32 = 1 << 24;
+
+/// Stands for the root, or a node that is not in the graph, where a slot is expected.
+pub(crate) const NO_SLOT: u32 = u32::MAX;
 
 /// The nodes that have stated their links, and the links that both ends stated.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +44,12 @@ impl Slot {
         let at = self.stated.binary_search_by_key(&id, |neighbour| neighbour.id).ok()?;
         let neighbour = self.stated[at];
         (neighbour.incarnation == incarnation).then_some(neighbour.metric)
+    }
+
+    /// The distance of a node behind this one, without the metric of the link to it.
+    #[inline]
+    fn pass(&self, distance: u32) -> u32 {
+        if self.overload { distance.saturating_add(OVERLOAD_COST) } else { distance }
     }
 }
 
@@ -107,7 +118,7 @@ impl Graph {
     /// Shortest paths from `root` over its own links `first_hops`, which replace what the graph says
     /// about the root's links. First hops that are not in the graph are skipped.
     ///
-    /// Overloaded nodes are reached but not passed through.
+    /// Overloaded nodes are reached as ever, and passed through at [`OVERLOAD_COST`] each.
     pub fn shortest_paths(&self, root: NodeId, first_hops: &[Neighbour]) -> Tree {
         let mut run = Run::new(self, first_hops.len());
         if let Some(&at) = self.index.get(&root) {
@@ -124,6 +135,53 @@ impl Graph {
         }
         tree.ids = self.slots.iter().map(|slot| slot.id).collect();
         tree
+    }
+
+    /// The slots' distances from a node over its own links, into `distance`. Faster than
+    /// [`Graph::shortest_paths`]: nothing else is found out.
+    pub(crate) fn distances(
+        &self,
+        from: u32,
+        distance: &mut Vec<u32>,
+        heap: &mut BinaryHeap<Reverse<u64>>,
+    ) {
+        distance.clear();
+        distance.resize(self.slots.len(), UNREACHABLE);
+        distance[from as usize] = 0;
+        heap.clear();
+        heap.push(Reverse(u64::from(from)));
+        while let Some(Reverse(key)) = heap.pop() {
+            let (at, slot) = ((key >> 32) as u32, &self.slots[key as u32 as usize]);
+            if at != distance[key as u32 as usize] {
+                continue;
+            }
+            let at = if key as u32 == from { at } else { slot.pass(at) };
+            for edge in &slot.edges {
+                let reach = at.saturating_add(edge.metric);
+                if reach < distance[edge.to as usize] {
+                    distance[edge.to as usize] = reach;
+                    heap.push(Reverse(u64::from(reach) << 32 | u64::from(edge.to)));
+                }
+            }
+        }
+    }
+
+    /// Slots, used or not.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub(crate) fn slot_of(&self, id: NodeId) -> Option<u32> {
+        self.index.get(&id).copied()
+    }
+
+    pub(crate) fn is_overloaded(&self, slot: u32) -> bool {
+        self.slots.get(slot as usize).is_some_and(|slot| slot.overload)
+    }
+
+    /// The distance of what is behind a node at that distance.
+    pub(crate) fn pass(&self, slot: u32, distance: u32) -> u32 {
+        self.slots.get(slot as usize).map_or(distance, |slot| slot.pass(distance))
     }
 
     fn add_slot(&mut self, id: NodeId) -> u32 {
@@ -168,7 +226,8 @@ impl Graph {
 #[derive(Clone, Debug)]
 pub struct Tree {
     ids: Vec<NodeId>,
-    distance: Vec<u32>,
+    pub(crate) distance: Vec<u32>,
+    pub(crate) alternate: Vec<u32>,
     hops: Vec<u32>,
     parent: Vec<u32>,
     shape: Vec<u64>,
@@ -189,6 +248,9 @@ pub struct Reached<'a> {
     pub parent: Option<NodeId>,
     /// Differs when the set of shortest paths to the destination differs.
     pub shape: u64,
+    /// Position in `first_hops` of the loop-free alternate, if there is one and
+    /// [`Graph::find_alternates`] was asked.
+    pub alternate: Option<usize>,
     mask: &'a [u64],
 }
 
@@ -202,6 +264,16 @@ impl Reached<'_> {
 }
 
 impl Tree {
+    /// The first hop to a slot that is reached, if there is but one.
+    pub(crate) fn only_first_hop(&self, slot: usize) -> Option<usize> {
+        let mask = &self.masks[slot * self.words..(slot + 1) * self.words];
+        if mask.iter().map(|bits| bits.count_ones()).sum::<u32>() != 1 {
+            return None;
+        }
+        let word = mask.iter().position(|bits| *bits != 0)?;
+        Some(word * 64 + mask[word].trailing_zeros() as usize)
+    }
+
     /// Every destination that can be reached, in no particular order; the root is not among them.
     pub fn reached(&self) -> impl Iterator<Item = Reached<'_>> {
         (0..self.ids.len()).filter(|&at| self.distance[at] != UNREACHABLE).map(|at| Reached {
@@ -210,6 +282,7 @@ impl Tree {
             hops: self.hops[at],
             parent: self.ids.get(self.parent[at] as usize).copied(),
             shape: self.shape[at],
+            alternate: Some(self.alternate[at] as usize).filter(|at| *at != NONE as usize),
             mask: &self.masks[at * self.words..(at + 1) * self.words],
         })
     }
@@ -228,8 +301,9 @@ impl<'a> Run<'a> {
         let tree = Tree {
             ids: Vec::new(),
             distance: vec![UNREACHABLE; nodes],
+            alternate: vec![NONE; nodes],
             hops: vec![0; nodes],
-            parent: vec![ROOT; nodes],
+            parent: vec![NO_SLOT; nodes],
             shape: vec![0; nodes],
             masks: vec![0; nodes * words],
             words,
@@ -238,7 +312,7 @@ impl<'a> Run<'a> {
     }
 
     fn relax_first_hop(&mut self, to: u32, metric: u32, bit: usize) {
-        if self.improve(to, metric.max(1), ROOT, 1, 0) {
+        if self.improve(to, metric.max(1), NO_SLOT, 1, 0) {
             let words = self.tree.words;
             self.tree.masks[to as usize * words + bit / 64] |= 1 << (bit % 64);
         }
@@ -249,9 +323,10 @@ impl<'a> Run<'a> {
         while let Some(Reverse(key)) = self.heap.pop() {
             let (distance, from) = ((key >> 32) as u32, key as u32);
             let slot = &self.graph.slots[from as usize];
-            if distance != self.tree.distance[from as usize] || slot.overload {
+            if distance != self.tree.distance[from as usize] {
                 continue;
             }
+            let distance = slot.pass(distance);
             let hops = self.tree.hops[from as usize] + 1;
             let shape = mix(self.tree.shape[from as usize] ^ slot.id.0);
             for edge in &slot.edges {

@@ -8,9 +8,15 @@ use std::collections::BTreeSet;
 use chatter_core::control::{Control, DisconnectTarget};
 use chatter_core::dialer::NeighbourSpec;
 use chatter_core::ids::LinkId;
+use chatter_core::spf::OVERLOAD_COST;
 use routing_sim::{Random, Sim, ms, seed, us};
 
 const FAR: u64 = u64::MAX / 4;
+
+/// What passing through a node costs.
+fn cost(overload: bool) -> u64 {
+    if overload { OVERLOAD_COST.into() } else { 0 }
+}
 
 struct Oracle {
     weight: Vec<Vec<u64>>,
@@ -32,10 +38,10 @@ impl Oracle {
         for (at, row) in distance.iter_mut().enumerate() {
             row[at] = 0;
         }
-        for k in (0..n).filter(|&k| !overload[k]) {
+        for k in 0..n {
             for i in 0..n {
                 for j in 0..n {
-                    let way = distance[i][k] + distance[k][j];
+                    let way = distance[i][k] + cost(overload[k]) + distance[k][j];
                     distance[i][j] = distance[i][j].min(way);
                 }
             }
@@ -45,9 +51,9 @@ impl Oracle {
 
     fn next_nodes(&self, from: usize, to: usize) -> BTreeSet<usize> {
         let via = |n: &usize| {
-            let passes = *n == to || !self.overload[*n];
-            let way = self.weight[from][*n] + self.distance[*n][to];
-            passes && self.weight[from][*n] < FAR && way == self.distance[from][to]
+            let pass = if *n == to { 0 } else { cost(self.overload[*n]) };
+            let way = self.weight[from][*n] + pass + self.distance[*n][to];
+            self.weight[from][*n] < FAR && way == self.distance[from][to]
         };
         (0..self.weight.len()).filter(via).collect()
     }

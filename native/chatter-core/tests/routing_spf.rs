@@ -1,14 +1,11 @@
-//! Shortest paths against Bellman and Ford's algorithm, and how long they take.
-
-mod routing_sim;
+//! Shortest paths against Bellman and Ford's algorithm.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use chatter_core::ids::{Incarnation, NodeId};
-use chatter_core::spf::Graph;
+use chatter_core::spf::{Graph, OVERLOAD_COST};
 use chatter_core::wire::lsp::Neighbour;
 use proptest::prelude::*;
-use routing_sim::{Random, start};
 
 const LIFE: Incarnation = Incarnation(1);
 
@@ -33,8 +30,11 @@ fn brute_force(stated: &Stated, root: u64) -> BTreeMap<u64, (u64, BTreeSet<u64>)
             for (to, metric) in links.iter().filter(|(to, _)| **to != root && both(from, to)) {
                 let (reach, hops) = match best.get(from) {
                     _ if *from == root => (u64::from(*metric), BTreeSet::from([*to])),
-                    Some((reach, hops)) if !overload => (reach + u64::from(*metric), hops.clone()),
-                    _ => continue,
+                    Some((reach, hops)) => {
+                        let pass = if *overload { u64::from(OVERLOAD_COST) } else { 0 };
+                        (reach + pass + u64::from(*metric), hops.clone())
+                    }
+                    None => continue,
                 };
                 if reach >= u64::from(u32::MAX) {
                     continue;
@@ -129,60 +129,4 @@ fn more_first_hops_than_a_word_has_bits() {
         graph.set(NodeId(*id), LIFE, *overload, &neighbours(links));
     }
     compare(&graph, &stated, 0);
-}
-
-fn large(nodes: u64, links: usize) -> (Graph, Vec<Neighbour>) {
-    let (mut random, mut stated) = (Random::new(1), Stated::new());
-    let mut add = |a: u64, b: u64, metric| {
-        stated.entry(a).or_default().1.insert(b, metric);
-        stated.entry(b).or_default().1.insert(a, metric);
-    };
-    for id in 1..nodes {
-        add(id, random.below(id as usize) as u64, 10);
-    }
-    for _ in nodes as usize..=links {
-        let (a, b) = (random.below(nodes as usize) as u64, random.below(nodes as usize) as u64);
-        if a != b {
-            add(a, b, [10, 20, 50][random.below(3)]);
-        }
-    }
-    let mut graph = Graph::default();
-    for (id, (overload, links)) in &stated {
-        graph.set(NodeId(id.wrapping_mul(0x9e37_79b9_7f4a_7c15)), LIFE, *overload, &{
-            let mut links: Vec<_> = links
-                .iter()
-                .map(|(id, metric)| Neighbour {
-                    id: NodeId(id.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
-                    metric: *metric,
-                    incarnation: LIFE,
-                })
-                .collect();
-            links.sort_unstable_by_key(|link| link.id);
-            links
-        });
-    }
-    let first = graph.edges().filter(|(from, ..)| *from == NodeId(0));
-    let first = first.map(|(_, id, metric)| Neighbour { id, metric, incarnation: LIFE }).collect();
-    (graph, first)
-}
-
-/// Run with `cargo test --release --test routing_spf -- --ignored --nocapture`. Expect 1,000 nodes and
-/// 3,000 links within 100 µs.
-#[test]
-#[ignore = "a measurement: only a release build on an idle machine says something"]
-fn spf_time() {
-    for (nodes, links) in [(1_000, 3_000), (4_096, 16_400)] {
-        let (graph, first) = large(nodes, links);
-        let mut times: Vec<_> = (0..500)
-            .map(|_| {
-                let begin = start();
-                let tree = graph.shortest_paths(NodeId(0), &first);
-                let time = begin.elapsed();
-                assert_eq!(tree.reached().count() as u64, nodes - 1);
-                time
-            })
-            .collect();
-        times.sort_unstable();
-        println!("{nodes} nodes, {links} links: p50 {:?}, p99 {:?}", times[250], times[495]);
-    }
 }

@@ -284,14 +284,16 @@ impl Node {
         Identity { dial_seq, ..self.me.clone() }.encode()
     }
 
-    /// The link towards `destination`. A neighbour can always be answered over its own link, even
-    /// before the tables know it.
+    /// The link towards `destination`. Should it be lost already, another that leads there without a
+    /// loop: the tables are made anew at this very moment. A neighbour can always be answered over its
+    /// own link, even before the tables know it.
     pub(crate) fn next_hop(&self, destination: NodeId, hash: u64) -> Option<Arc<Link>> {
         let published = self.published.load();
         published
             .table
-            .next_hop(destination, hash)
-            .and_then(|link| published.links.get(&link))
+            .next_hops(destination, hash)
+            .filter_map(|link| published.links.get(&link))
+            .find(|link| !link.is_closed())
             .or_else(|| published.direct.get(&destination))
             .cloned()
     }

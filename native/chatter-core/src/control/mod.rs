@@ -25,7 +25,6 @@ use throttle::{Throttle, jitter};
 
 use self::config::ms;
 use self::flooding::Origination;
-use self::routing::FirstHop;
 use crate::dialer::{Dialer, NeighbourId, NeighbourInfo, NeighbourSpec};
 use crate::ids::{Incarnation, LinkId, NodeId};
 use crate::lsdb::Lsdb;
@@ -33,7 +32,7 @@ use crate::routes::{ForwardingTable, Topology};
 use crate::wire::PacketType;
 use crate::wire::hello::{ByeReason, Hello};
 use crate::wire::identity::Identity;
-use crate::wire::lsp::Lsp;
+use crate::wire::lsp::{Lsp, Neighbour};
 use crate::wire::reader::WireError;
 
 /// The control plane of one node, as a machine without clock, sockets, threads or randomness.
@@ -83,7 +82,8 @@ pub struct Control {
     origination: Origination,
     spf: Throttle,
     spf_pending: bool,
-    first_hops: Vec<FirstHop>,
+    /// The links that packets can take.
+    first_hops: Vec<(Neighbour, LinkId)>,
     first_hops_changed: bool,
 
     table: Arc<ForwardingTable>,
@@ -272,7 +272,8 @@ impl Control {
         self.settle();
     }
 
-    /// Asks the other nodes to use this one for packets to itself only (`true`), or as a relay again.
+    /// Asks the other nodes to relay through this one only where there is no other way (`true`), or as
+    /// through any other again.
     pub fn set_overload(&mut self, now: Instant, overload: bool) {
         self.advance(now);
         if self.overload != overload {

@@ -9,13 +9,6 @@ use crate::ids::{LinkId, NodeId};
 use crate::routes::{ForwardingTable, Route};
 use crate::wire::lsp::Neighbour;
 
-/// A link that packets can take.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct FirstHop {
-    neighbour: Neighbour,
-    link: LinkId,
-}
-
 impl Control {
     /// Computes paths if something has changed: at once if it is an own link, else throttled.
     pub(super) fn run_spf_if_due(&mut self) {
@@ -64,14 +57,14 @@ impl Control {
 
     /// The links that lead to a neighbour whose present life has an LSP here. Whether a link is there is
     /// seen at the link itself: at this end because it is up, at the other because it was confirmed.
-    fn usable_links(&self) -> Vec<FirstHop> {
+    fn usable_links(&self) -> Vec<(Neighbour, LinkId)> {
         let usable = |(id, link): (&NodeId, &LinkId)| {
             let adjacency = self.links.get(link).filter(|adjacency| adjacency.confirmed)?;
             let lsp = self.lsdb.get(*id).filter(|lsp| !lsp.purge)?;
             let incarnation = lsp.incarnation;
             let neighbour = Neighbour { id: *id, metric: adjacency.metric(), incarnation };
             let same_life = incarnation == adjacency.peer.incarnation;
-            same_life.then_some(FirstHop { neighbour, link: *link })
+            same_life.then_some((neighbour, *link))
         };
         self.by_peer.iter().filter_map(usable).collect()
     }
@@ -79,10 +72,7 @@ impl Control {
     fn run_spf(&mut self) {
         self.spf_pending = false;
         self.spf.fire(self.now);
-        let neighbours: Vec<_> = self.first_hops.iter().map(|hop| hop.neighbour).collect();
-        let links: Vec<_> = self.first_hops.iter().map(|hop| hop.link).collect();
-        let tree = self.lsdb.graph().shortest_paths(self.me.id, &neighbours);
-        let table = ForwardingTable::new(&tree, &links, &self.lsdb);
+        let table = ForwardingTable::compute(self.me.id, &self.first_hops, &self.lsdb);
         if table == *self.table {
             return;
         }

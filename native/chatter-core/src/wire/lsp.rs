@@ -18,7 +18,7 @@
 //!                  +----+--------+-------------+
 //! ```
 //!
-//! Flags: bit 0 OVERLOAD (do not relay through the origin), bit 1 PURGE (the origin has stopped; no
+//! Flags: bit 0 OVERLOAD (relay through the origin only where there is no other way), bit 1 PURGE (the origin has stopped; no
 //! neighbours), bit 2 SILENT (the origin's user shows no life); the others are 0 and refused otherwise.
 //! The lifetime is what is left of it: every node counts it down. It is not part of the
 //! [content hash](Lsp::content_hash), all the rest is.
@@ -72,7 +72,7 @@ pub struct Neighbour {
 /// A node's statement of its links.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Lsp {
-    /// Do not relay through the origin.
+    /// Relay through the origin only where there is no other way.
     pub overload: bool,
     /// The origin has stopped; `neighbours` is empty.
     pub purge: bool,
