@@ -6,7 +6,7 @@
 //!
 //! Reading order: [`ids`] and [`wire`] (the words), [`crypto`] (how a link is secured), [`control`]
 //! (the control plane: adjacencies, LSDB, routes), [`channel`] (the data plane between two nodes),
-//! [`sched`] (what a link sends next).
+//! [`relay`] (whose a packet is), [`sched`] (what a link sends next).
 #![forbid(unsafe_code)]
 
 pub mod alternates;
@@ -16,6 +16,7 @@ pub mod crypto;
 pub mod dialer;
 pub mod ids;
 pub mod lsdb;
+pub mod relay;
 pub mod routes;
 pub mod sched;
 pub mod spf;

@@ -1,45 +1,27 @@
 //! A channel as its user and the links see it: the two halves of the core under one short lock each,
-//! the way to the other node, and the opening and closing.
+//! and the way to the other node.
 //!
 //! Locks: `tx` before `rx`, and no lock is held while a link is flushed or the user is called, except
 //! that the user's sink is called under `rx`, which keeps its data in order.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use chatter_core::channel::receive::{AckNeed, Piggyback, Receiver};
-use chatter_core::channel::send::{Route, Sender};
+use chatter_core::channel::Names;
+use chatter_core::channel::incoming::Incoming;
+use chatter_core::channel::life::Outgoing;
+pub use chatter_core::channel::life::State;
+use chatter_core::channel::receive::Piggyback;
+use chatter_core::channel::send::Sender;
 use chatter_core::ids::{ChannelIndex, Incarnation, NodeId};
-use chatter_core::wire::PacketType;
 use chatter_core::wire::data::{Ack, Open, Opened, Reset, ResetReason};
 use chatter_core::wire::packet::Packet;
-use chatter_core::wire::routed::{HOP_LIMIT, RoutedHeader};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::host::{ChannelHost, ChannelSink};
 use crate::link::{INLINE_BUDGET, Link};
 use crate::node::Node;
-
-/// A RESET is sent so many times before the channel is forgotten without an answer.
-const RESET_TRIES: u32 = 8;
-
-/// A RESET that came before data waits so long for it.
-const RESET_GRACE: Duration = Duration::from_millis(500);
-
-/// Where a channel is in its life.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum State {
-    /// OPEN has been sent.
-    Opening = 0,
-    /// Both ends know each other's index.
-    Open = 1,
-    /// Ended here; waiting for the other end to confirm.
-    Closing = 2,
-    /// Over.
-    Closed = 3,
-}
 
 /// What became of frames that were handed in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -52,39 +34,25 @@ pub enum SendStatus {
     Closed,
 }
 
-pub(crate) struct Tx {
-    /// `None` until the other end's index is known, and after the end.
-    sender: Option<Sender>,
-    peer_index: ChannelIndex,
-    peer_epoch: u64,
+struct Tx {
+    half: Outgoing,
     /// The user was told `Full`.
     user_waits: bool,
     /// What this channel counts for in [`Node::retained`].
     retained: usize,
-    /// When OPEN or RESET was last sent, and how often.
-    asked_at: Option<Instant>,
-    asked: u32,
-    reason: ResetReason,
-    last: u64,
 }
 
-pub(crate) struct Rx {
-    pub(crate) receiver: Receiver,
-    pub(crate) sink: Box<dyn ChannelSink>,
-    pending_reset: Option<(u64, ResetReason, Instant)>,
-    told_closed: bool,
+struct Rx {
+    half: Incoming,
+    sink: Box<dyn ChannelSink>,
 }
 
 /// One end of a channel.
 pub struct Channel {
     /// This end's index.
     pub index: ChannelIndex,
-    /// This end's epoch.
-    pub epoch: u64,
     /// The node at the other end.
     pub peer: NodeId,
-    /// Its life, as a number that may become a newer one while the channel is being opened.
-    peer_incarnation: AtomicU64,
     /// Its name; empty if it has none yet.
     pub peer_name: String,
     /// Whether this end asked for the channel.
@@ -92,6 +60,7 @@ pub struct Channel {
     /// The user's side.
     pub host: Arc<dyn ChannelHost>,
     node: Weak<Node>,
+    /// That of the outgoing half, for those who do not hold its lock.
     state: AtomicU8,
     tx: Mutex<Tx>,
     rx: Mutex<Rx>,
@@ -100,17 +69,6 @@ pub struct Channel {
     frames_out: AtomicU64,
     bytes_out: AtomicU64,
     grants: AtomicU64,
-}
-
-/// How a channel is made.
-pub(crate) struct Parts {
-    pub index: ChannelIndex,
-    pub epoch: u64,
-    pub peer: NodeId,
-    pub peer_incarnation: Incarnation,
-    pub peer_name: String,
-    /// The OPEN that is granted, for the end that was asked.
-    pub open: Option<Open>,
 }
 
 /// Live figures of a channel.
@@ -136,45 +94,37 @@ pub struct ChannelFigures {
     pub srtt_us: u64,
 }
 
+/// For whom a channel is made.
+pub(crate) enum Wanted<'a> {
+    /// For the user of this node, to that life of a node with that name.
+    Here(Incarnation, &'a str),
+    /// For the node that sent this OPEN.
+    There(&'a Open),
+}
+
 impl Channel {
-    pub(crate) fn new(node: &Arc<Node>, parts: Parts) -> Arc<Self> {
+    pub(crate) fn new(node: &Arc<Node>, names: Names, wanted: &Wanted<'_>) -> Arc<Self> {
         let (host, sink) = node.host.channel();
-        let config = &node.config;
-        let (state, sender, peer_index, peer_epoch) = match &parts.open {
-            None => (State::Opening, None, ChannelIndex::UNKNOWN, 0),
-            Some(open) => {
-                let route =
-                    Route { source: node.me.id, destination: parts.peer, channel: open.index };
-                (State::Open, Some(Sender::new(route, open.window)), open.index, open.epoch)
+        let settings = node.settings.clone();
+        let now = Instant::now();
+        let mut incoming = Incoming::new(&settings, names);
+        let (outgoing, peer_name) = match wanted {
+            Wanted::Here(life, name) => (Outgoing::asking(settings, names, *life, now), *name),
+            Wanted::There(open) => {
+                incoming.open(open.index);
+                (Outgoing::granting(settings, names, open, now), &*open.name)
             }
         };
         Arc::new(Self {
-            index: parts.index,
-            epoch: parts.epoch,
-            peer: parts.peer,
-            peer_incarnation: AtomicU64::new(parts.peer_incarnation.0),
-            peer_name: parts.peer_name,
-            opened_here: parts.open.is_none(),
+            index: names.index,
+            peer: names.peer,
+            peer_name: peer_name.to_string(),
+            opened_here: matches!(wanted, Wanted::Here(..)),
             host,
             node: Arc::downgrade(node),
-            state: AtomicU8::new(state as u8),
-            tx: Mutex::new(Tx {
-                sender,
-                peer_index,
-                peer_epoch,
-                user_waits: false,
-                retained: 0,
-                asked_at: None,
-                asked: 0,
-                reason: ResetReason::Closed,
-                last: 0,
-            }),
-            rx: Mutex::new(Rx {
-                receiver: Receiver::new(config.channel_window, config.max_frame),
-                sink,
-                pending_reset: None,
-                told_closed: false,
-            }),
+            state: AtomicU8::new(outgoing.state() as u8),
+            tx: Mutex::new(Tx { half: outgoing, user_waits: false, retained: 0 }),
+            rx: Mutex::new(Rx { half: incoming, sink }),
             in_service: AtomicBool::new(false),
             frames_out: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
@@ -192,36 +142,26 @@ impl Channel {
         }
     }
 
-    /// The other end's index and epoch, once known.
-    pub(crate) fn peer_key(&self) -> (ChannelIndex, u64) {
-        let tx = self.tx.lock();
-        (tx.peer_index, tx.peer_epoch)
-    }
-
-    /// The life of the node at the other end.
+    /// The life of the node at the other end; may become a newer one while the channel is being opened.
     pub fn peer_incarnation(&self) -> Incarnation {
-        Incarnation(self.peer_incarnation.load(Ordering::SeqCst))
+        self.tx.lock().half.peer_incarnation()
     }
 
     /// Live figures.
     pub fn figures(&self) -> ChannelFigures {
         let tx = self.tx.lock();
-        let (waiting_bytes, unacked_bytes) =
-            tx.sender.as_ref().map_or((0, 0), Sender::queued_bytes);
+        let sender = tx.half.sender();
+        let (waiting_bytes, unacked_bytes) = sender.map_or((0, 0), Sender::queued_bytes);
         ChannelFigures {
-            state: self.state(),
+            state: tx.half.state(),
             frames_out: self.frames_out.load(Ordering::Relaxed),
             bytes_out: self.bytes_out.load(Ordering::Relaxed),
             grants: self.grants.load(Ordering::Relaxed),
             waiting_bytes,
             unacked_bytes,
-            retransmits: tx.sender.as_ref().map_or(0, Sender::retransmits),
-            duplicates: self.rx.lock().receiver.duplicates(),
-            srtt_us: tx
-                .sender
-                .as_ref()
-                .and_then(Sender::srtt)
-                .map_or(0, |srtt| srtt.as_micros() as u64),
+            retransmits: sender.map_or(0, Sender::retransmits),
+            duplicates: self.rx.lock().half.receiver().duplicates(),
+            srtt_us: sender.and_then(Sender::srtt).map_or(0, |srtt| srtt.as_micros() as u64),
         }
     }
 
@@ -236,15 +176,15 @@ impl Channel {
         let status;
         {
             let mut tx = self.tx.lock();
-            let Some(sender) = tx.sender.as_mut() else { return SendStatus::Closed };
-            if let Some(news) = self.rx.try_lock().and_then(|mut rx| rx.receiver.take_piggyback()) {
+            let Some(sender) = tx.half.sender_mut() else { return SendStatus::Closed };
+            if let Some(news) = self.rx.try_lock().and_then(|mut rx| rx.half.take_piggyback()) {
                 sender.push_ack(news.next, news.credit);
             }
             let bytes = push(sender);
             self.bytes_out.fetch_add(bytes, Ordering::Relaxed);
             self.frames_out.fetch_add(frames, Ordering::Relaxed);
             sender.end_batch();
-            link = self.transmit(&node, sender, Instant::now());
+            link = self.transmit(&node, &mut tx, Instant::now());
             tx.user_waits = true;
             let ready = self.user_may_go_on(&mut tx, link.as_ref());
             status = if ready { SendStatus::Ready } else { SendStatus::Full };
@@ -259,38 +199,27 @@ impl Channel {
     /// Closes the channel from this end. Safe from any thread; the user is not told.
     pub fn close(self: &Arc<Self>, reason: ResetReason) {
         let Some(node) = self.node.upgrade() else { return };
+        let now = Instant::now();
         let mut tx = self.tx.lock();
-        if matches!(self.state(), State::Closing | State::Closed) {
-            return;
+        if tx.half.close(reason, now) {
+            self.rx.lock().half.end();
+            self.carry_on(&node, tx, now);
+            self.want_service(&node);
         }
-        self.state.store(State::Closing as u8, Ordering::SeqCst);
-        tx.last = tx.sender.take().map_or(0, |sender| sender.next_number());
-        self.count_retained(&mut tx);
-        tx.reason = reason;
-        tx.asked = 0;
-        tx.asked_at = None;
-        drop(tx);
-        self.rx.lock().told_closed = true;
-        self.ask(&node, Instant::now());
-        self.want_service(&node);
     }
 
     /// The VM has taken frames of this cost.
     pub fn grant(self: &Arc<Self>, cost: u64) {
         let Some(node) = self.node.upgrade() else { return };
         self.grants.fetch_add(1, Ordering::Relaxed);
-        let mut rx = self.rx.lock();
-        match rx.receiver.grant(cost) {
-            AckNeed::Now => {
-                let ack = rx.receiver.take_ack();
-                drop(rx);
-                self.send_ack(&node, &ack);
-            }
-            AckNeed::Soon => {
-                drop(rx);
-                self.want_service(&node);
-            }
-            AckNeed::None => {}
+        let (ack, wants) = {
+            let mut rx = self.rx.lock();
+            rx.half.grant(cost);
+            (rx.half.poll_ack(), rx.half.wants_service())
+        };
+        self.send_ack(&node, ack);
+        if wants {
+            self.want_service(&node);
         }
     }
 
@@ -311,22 +240,14 @@ impl Channel {
         let ack = {
             let mut guard = self.rx.lock();
             let rx = &mut *guard;
-            if rx.told_closed {
-                return;
+            if let Err(error) = rx.half.handle_data(number, content, rx.sink.as_mut(), acks) {
+                drop(guard);
+                tracing::error!(peer = %self.peer_name, %error, "channel reset");
+                return self.fail(ResetReason::Protocol);
             }
-            match rx.receiver.handle_data(number, content, rx.sink.as_mut(), acks) {
-                Ok(AckNeed::Now) => Some(rx.receiver.take_ack()),
-                Ok(_) => None,
-                Err(error) => {
-                    drop(guard);
-                    tracing::error!(peer = %self.peer_name, %error, "channel reset");
-                    return self.fail(ResetReason::Protocol);
-                }
-            }
+            rx.half.poll_ack()
         };
-        if let Some(ack) = ack {
-            self.send_ack(node, &ack);
-        }
+        self.send_ack(node, ack);
         for ack in acks.drain(..) {
             let ack = Ack { next: ack.next, credit: ack.credit, ranges: Vec::new() };
             self.handle_ack(node, &ack);
@@ -336,132 +257,76 @@ impl Channel {
 
     /// Hands over to the user what a read has brought.
     pub(crate) fn flush_sink(self: &Arc<Self>, now: Instant) {
-        let mut rx = self.rx.lock();
-        rx.sink.flush();
-        let Some((last, reason, until)) = rx.pending_reset else { return };
-        if rx.receiver.next_number() >= last || now >= until {
-            rx.pending_reset = None;
-            rx.tell_closed(reason);
-            drop(rx);
-            if let Some(node) = self.node.upgrade() {
-                node.channels.remove(self.index);
-            }
+        let ended = {
+            let mut rx = self.rx.lock();
+            rx.sink.flush();
+            rx.poll_end(now)
+        };
+        if ended && let Some(node) = self.node.upgrade() {
+            self.forget_if_over(&node);
         }
     }
 
     pub(crate) fn handle_ack(self: &Arc<Self>, node: &Arc<Node>, ack: &Ack) {
         let mut tx = self.tx.lock();
-        let Some(sender) = tx.sender.as_mut() else { return };
         let now = Instant::now();
-        sender.handle_ack(now, ack);
-        let link = self.transmit(node, sender, now);
-        let writable = self.user_may_go_on(&mut tx, link.as_ref());
-        drop(tx);
-        if let Some(link) = link {
-            link.flush(INLINE_BUDGET);
-        }
-        if writable {
-            self.host.writable();
-        }
+        tx.half.handle_ack(now, ack);
+        self.carry_on(node, tx, now);
     }
 
     pub(crate) fn handle_opened(self: &Arc<Self>, node: &Arc<Node>, opened: &Opened) {
         let mut tx = self.tx.lock();
-        if self.state() != State::Opening || opened.open_epoch != self.epoch {
+        if !tx.half.handle_opened(opened) {
             return;
         }
-        // The node may have been restarted since the tables named it: the channel is with the life that
-        // has granted it.
-        self.peer_incarnation.store(opened.incarnation.0, Ordering::SeqCst);
-        tx.peer_index = opened.index;
-        tx.peer_epoch = opened.epoch;
-        let route = Route { source: node.me.id, destination: self.peer, channel: opened.index };
-        tx.sender = Some(Sender::new(route, opened.window));
-        self.state.store(State::Open as u8, Ordering::SeqCst);
+        self.rx.lock().half.open(opened.index);
+        self.state.store(tx.half.state() as u8, Ordering::SeqCst);
         drop(tx);
+        node.channels.learn(self.index, opened.index, opened.epoch);
         self.host.opened();
     }
 
     pub(crate) fn handle_reset(self: &Arc<Self>, node: &Arc<Node>, reset: &Reset) {
-        let index = reset.from_index;
-        self.send_control(
-            node,
-            PacketType::ResetAck,
-            index,
-            &self.reset_content(index, reset.reason, 0),
-        );
+        let now = Instant::now();
+        let mut tx = self.tx.lock();
+        tx.half.handle_reset(reset);
+        self.carry_on(node, tx, now);
         {
-            let mut tx = self.tx.lock();
-            tx.sender = None;
-            self.count_retained(&mut tx);
-            if self.state() == State::Closing {
-                drop(tx);
-                return node.channels.remove(self.index);
-            }
-            self.state.store(State::Closed as u8, Ordering::SeqCst);
+            let mut rx = self.rx.lock();
+            rx.half.handle_reset(now, reset);
+            rx.poll_end(now);
         }
-        let mut rx = self.rx.lock();
-        if rx.receiver.next_number() < reset.last {
-            // Data is still under way: the channel stays in the table for it.
-            rx.pending_reset = Some((reset.last, reset.reason, Instant::now() + RESET_GRACE));
-            drop(rx);
-            self.want_service(node);
-        } else {
-            rx.tell_closed(reset.reason);
-            drop(rx);
-            node.channels.remove(self.index);
-        }
+        self.forget_if_over(node);
+        // If data is still under way, the channel stays in the table for it.
+        self.want_service(node);
     }
 
-    pub(crate) fn handle_reset_ack(&self, node: &Node) {
-        if self.state() == State::Closing {
-            self.state.store(State::Closed as u8, Ordering::SeqCst);
-            node.channels.remove(self.index);
-        }
+    pub(crate) fn handle_reset_ack(self: &Arc<Self>, node: &Arc<Node>) {
+        self.tx.lock().half.handle_reset_ack();
+        self.forget_if_over(node);
     }
 
-    /// The other node is gone, or the channel cannot go on: the user is told.
-    pub(crate) fn fail(self: &Arc<Self>, reason: ResetReason) {
-        let gone = matches!(reason, ResetReason::Unreachable | ResetReason::Restarted);
-        let was = self.state();
-        if gone {
-            let Some(node) = self.node.upgrade() else { return };
-            {
-                let mut tx = self.tx.lock();
-                tx.sender = None;
-                self.count_retained(&mut tx);
-            }
-            self.state.store(State::Closed as u8, Ordering::SeqCst);
-            node.channels.remove(self.index);
-        }
-        if matches!(was, State::Opening | State::Open) {
-            self.rx.lock().tell_closed(reason);
-        }
-        if !gone {
-            self.close(reason);
-        }
+    /// The life at the other end is over.
+    pub(crate) fn peer_gone(self: &Arc<Self>, node: &Arc<Node>, reason: ResetReason) {
+        let mut tx = self.tx.lock();
+        tx.half.over();
+        self.carry_on(node, tx, Instant::now());
+        self.rx.lock().tell_end(reason);
+        self.forget_if_over(node);
+    }
+
+    /// The channel cannot go on: the user is told.
+    fn fail(self: &Arc<Self>, reason: ResetReason) {
+        self.rx.lock().tell_end(reason);
+        self.close(reason);
     }
 
     /// The way to the other node has changed.
     pub(crate) fn handle_route_change(self: &Arc<Self>, node: &Arc<Node>) {
         let now = Instant::now();
         let mut tx = self.tx.lock();
-        if let Some(sender) = tx.sender.as_mut() {
-            sender.handle_route_change(now);
-            let link = self.transmit(node, sender, now);
-            let writable = self.user_may_go_on(&mut tx, link.as_ref());
-            drop(tx);
-            if let Some(link) = link {
-                link.flush(INLINE_BUDGET);
-            }
-            if writable {
-                self.host.writable();
-            }
-        } else {
-            tx.asked_at = None;
-            drop(tx);
-            self.ask(node, now);
-        }
+        tx.half.handle_route_change(now);
+        self.carry_on(node, tx, now);
     }
 
     /// A link that was full has room again, or is gone.
@@ -477,34 +342,29 @@ impl Channel {
 
     /// Regular service while something is under way; `false` when it is not needed any more.
     pub(crate) fn handle_timer(self: &Arc<Self>, node: &Arc<Node>, now: Instant) -> bool {
-        match self.state() {
-            State::Opening | State::Closing => {
-                self.ask(node, now);
-                self.state() != State::Closed
-            }
-            State::Closed => {
-                self.flush_sink(now);
-                self.rx.lock().pending_reset.is_some()
-            }
-            State::Open => self.serve_open(node, now),
-        }
-    }
-
-    fn serve_open(self: &Arc<Self>, node: &Arc<Node>, now: Instant) -> bool {
         let ack = {
             let mut rx = self.rx.lock();
-            rx.receiver.has_news().then(|| rx.receiver.take_ack())
+            rx.half.handle_timeout();
+            rx.poll_end(now);
+            rx.half.poll_ack()
         };
-        if let Some(ack) = ack {
-            self.send_ack(node, &ack);
-        }
+        self.send_ack(node, ack);
         let mut tx = self.tx.lock();
-        let Some(sender) = tx.sender.as_mut() else { return true };
-        sender.handle_timeout(now);
-        let busy = !sender.is_idle();
-        let link = self.transmit(node, sender, now);
+        tx.half.handle_timeout(now);
+        let waits = tx.user_waits && tx.half.sender().is_some();
+        let wants = tx.half.wants_service() || waits;
+        self.carry_on(node, tx, now);
+        self.forget_if_over(node);
+        wants || self.rx.lock().half.wants_service()
+    }
+
+    // ===== to the network =====
+
+    /// Sends what the outgoing half has to send.
+    fn carry_on(self: &Arc<Self>, node: &Arc<Node>, mut tx: MutexGuard<'_, Tx>, now: Instant) {
+        let link = self.transmit(node, &mut tx, now);
+        self.state.store(tx.half.state() as u8, Ordering::SeqCst);
         let writable = self.user_may_go_on(&mut tx, link.as_ref());
-        let waits = tx.user_waits;
         drop(tx);
         if let Some(link) = link {
             link.flush(INLINE_BUDGET);
@@ -512,107 +372,51 @@ impl Channel {
         if writable {
             self.host.writable();
         }
-        busy || waits
     }
 
-    // ===== to the network =====
+    /// Takes the channel out of the table when neither half has anything left to do.
+    fn forget_if_over(&self, node: &Node) {
+        let state = self.tx.lock().half.state();
+        self.state.store(state as u8, Ordering::SeqCst);
+        if state == State::Closed && self.rx.lock().half.is_over() {
+            node.channels.remove(self.index);
+        }
+    }
 
-    /// Moves packets from the sender to the link that leads to the peer; flush it afterwards,
-    /// without the lock.
-    fn transmit(&self, node: &Node, sender: &mut Sender, now: Instant) -> Option<Arc<Link>> {
+    /// Moves packets to the link that leads to the peer; flush it afterwards, without the lock.
+    fn transmit(&self, node: &Node, tx: &mut Tx, now: Instant) -> Option<Arc<Link>> {
         let link = node.next_hop(self.peer, u64::from(self.index.0))?;
-        link.queue_own(self.index.0, std::iter::from_fn(|| sender.poll_packet(now)));
+        link.queue_own(self.index.0, std::iter::from_fn(|| tx.half.poll_packet(now)));
         Some(link)
     }
 
-    fn send_ack(&self, node: &Node, ack: &Ack) {
-        let index = self.tx.lock().peer_index;
-        self.send_control(node, PacketType::Ack, index, &ack.encode());
-    }
-
-    fn send_control(&self, node: &Node, kind: PacketType, index: ChannelIndex, content: &[u8]) {
-        let Some(link) = node.next_hop(self.peer, u64::from(self.index.0)) else { return };
-        let header = RoutedHeader {
-            flags: 0,
-            hop_limit: HOP_LIMIT,
-            mutable: 0,
-            destination: self.peer,
-            source: node.me.id,
-            channel: index,
-            number: 0,
-        };
-        // RESET must not overtake the data before it; the others may be late without harm.
-        let packet = Packet::from(header.packet(kind, content));
-        if kind == PacketType::Ack {
-            link.queue_control(packet);
-        } else {
-            link.queue_own(self.index.0, std::iter::once(packet));
+    fn send_ack(&self, node: &Node, ack: Option<Packet>) {
+        if let Some(ack) = ack
+            && let Some(link) = node.next_hop(self.peer, u64::from(self.index.0))
+        {
+            link.queue_control(ack);
+            link.flush(INLINE_BUDGET);
         }
-        link.flush(INLINE_BUDGET);
-    }
-
-    fn reset_content(&self, to_index: ChannelIndex, reason: ResetReason, last: u64) -> Vec<u8> {
-        Reset { from_index: self.index, to_index, last, reason }.encode()
-    }
-
-    /// Sends OPEN or RESET if its time has come; gives up a RESET after some tries.
-    fn ask(self: &Arc<Self>, node: &Arc<Node>, now: Instant) {
-        let (kind, index, content) = {
-            let mut tx = self.tx.lock();
-            if tx.asked_at.is_some_and(|at| now < at + node.config.setup_retry) {
-                return;
-            }
-            tx.asked_at = Some(now);
-            tx.asked += 1;
-            match self.state() {
-                State::Opening => {
-                    let open = Open {
-                        index: self.index,
-                        epoch: self.epoch,
-                        incarnation: node.me.incarnation,
-                        window: node.config.channel_window,
-                        name: node.me.name.clone(),
-                    };
-                    (PacketType::Open, ChannelIndex::UNKNOWN, open.encode())
-                }
-                State::Closing if tx.asked > RESET_TRIES => {
-                    drop(tx);
-                    return self.handle_reset_ack(node);
-                }
-                State::Closing => {
-                    let content = self.reset_content(tx.peer_index, tx.reason, tx.last);
-                    (PacketType::Reset, tx.peer_index, content)
-                }
-                _ => return,
-            }
-        };
-        self.send_control(node, kind, index, &content);
     }
 
     /// Sends OPEN for the first time.
     pub(crate) fn open(self: &Arc<Self>, node: &Arc<Node>) {
-        self.ask(node, Instant::now());
+        self.carry_on(node, self.tx.lock(), Instant::now());
         self.want_service(node);
     }
 
     /// Confirms an OPEN, for the first time or again.
-    pub(crate) fn confirm_open(&self, node: &Node) {
-        let (peer_index, peer_epoch) = self.peer_key();
-        let opened = Opened {
-            index: self.index,
-            epoch: self.epoch,
-            incarnation: node.me.incarnation,
-            window: node.config.channel_window,
-            open_epoch: peer_epoch,
-        };
-        self.send_control(node, PacketType::Opened, peer_index, &opened.encode());
+    pub(crate) fn confirm_open(self: &Arc<Self>, node: &Arc<Node>) {
+        let mut tx = self.tx.lock();
+        tx.half.confirm_open();
+        self.carry_on(node, tx, Instant::now());
     }
 
     /// Whether the user, if it was told `Full`, may now hand in more; counts as told. If only the link
     /// is in the way, it will call [`Channel::link_has_room`].
     fn user_may_go_on(self: &Arc<Self>, tx: &mut Tx, link: Option<&Arc<Link>>) -> bool {
         let over = self.count_retained(tx);
-        let held = tx.sender.as_ref().is_none_or(Sender::is_held_back);
+        let held = tx.half.sender().is_none_or(Sender::is_held_back);
         if !tx.user_waits || held || over || link.is_some_and(|link| link.is_full(self)) {
             return false;
         }
@@ -623,7 +427,7 @@ impl Channel {
     /// Brings the node's count of retained bytes up to date; whether it is over its budget.
     fn count_retained(&self, tx: &mut Tx) -> bool {
         let Some(node) = self.node.upgrade() else { return false };
-        let now = tx.sender.as_ref().map_or(0, |sender| {
+        let now = tx.half.sender().map_or(0, |sender| {
             let (waiting, unacked) = sender.queued_bytes();
             waiting + unacked
         });
@@ -645,9 +449,16 @@ impl Channel {
 }
 
 impl Rx {
-    fn tell_closed(&mut self, reason: ResetReason) {
-        if !self.told_closed {
-            self.told_closed = true;
+    /// Tells the user of the end, once, if it is time; `true` then.
+    fn poll_end(&mut self, now: Instant) -> bool {
+        let Some(reason) = self.half.poll_end(now) else { return false };
+        self.sink.flush();
+        self.sink.closed(reason);
+        true
+    }
+
+    fn tell_end(&mut self, reason: ResetReason) {
+        if self.half.end() {
             self.sink.flush();
             self.sink.closed(reason);
         }

@@ -7,19 +7,17 @@ use std::time::Instant;
 
 use chatter_core::channel::receive::Piggyback;
 use chatter_core::ids::ChannelIndex;
-use chatter_core::wire::data::{Ack, DropReason, Open, Opened, Reset, ResetReason, Unreachable};
+use chatter_core::relay::{self, Content, Routed};
+use chatter_core::wire::data::{DropReason, Open, Reset, ResetReason};
 use chatter_core::wire::packet::Packet as OutPacket;
-use chatter_core::wire::reader::{Reader, WireError};
-use chatter_core::wire::routed::{HOP_LIMIT, RoutedHeader};
-use chatter_core::wire::{PACKET_HEADER_LEN, Packet, PacketType, next_packet, packet_header};
+use chatter_core::wire::reader::WireError;
+use chatter_core::wire::routed::RoutedHeader;
+use chatter_core::wire::{Packet, PacketType, next_packet};
 
-use crate::channel::{Channel, Parts, State};
+use crate::channel::{Channel, State, Wanted};
 use crate::driver::Input;
 use crate::link::{INLINE_BUDGET, Link};
 use crate::node::Node;
-
-/// Offset of the hop limit in a routed packet.
-const HOP_LIMIT_AT: usize = PACKET_HEADER_LEN + 1;
 
 /// What one reader keeps between packets and between reads.
 pub(crate) struct Dispatch {
@@ -82,50 +80,48 @@ impl Dispatch {
     }
 
     fn routed(&mut self, packet: Packet<'_>) -> Result<(), WireError> {
-        let mut r = Reader::new(packet.body);
-        let header = RoutedHeader::read(&mut r)?;
-        let content = r.rest();
-        if header.destination != self.node.me.id {
-            self.relay(packet, &header);
-            return Ok(());
-        }
-        match packet.kind {
-            PacketType::Data => self.data(&header, content),
-            PacketType::Ack => {
-                let ack = Ack::decode(content)?;
-                if let Some(channel) = self.channel(&header) {
-                    channel.handle_ack(&self.node, &ack);
-                }
-            }
-            PacketType::Open => self.open(&header, Open::decode(content)?),
-            PacketType::Opened => {
-                let opened = Opened::decode(content)?;
-                match self.channel(&header) {
-                    Some(channel) => channel.handle_opened(&self.node, &opened),
-                    // Asked for, given up, and granted all the same: the other end must not wait.
-                    None => self.send_reset(&header, opened.index, ResetReason::Unknown),
-                }
-            }
-            PacketType::Reset => self.reset(&header, &Reset::decode(content)?),
-            PacketType::ResetAck => {
-                let reset = Reset::decode(content)?;
-                if let Some(channel) = self.find(&header, &reset) {
-                    channel.handle_reset_ack(&self.node);
-                }
-            }
-            // The next route change or probe resends; the notice only speeds up nothing yet.
-            PacketType::Unreachable => {
-                Unreachable::decode(content)?;
-                self.node.stats.unreachable_notices.fetch_add(1, Ordering::Relaxed);
-            }
-            PacketType::Hello | PacketType::Lsp | PacketType::Bye => {}
+        match relay::read(packet, self.node.me.id)? {
+            Routed::Mine(header, content) => self.mine(&header, content),
+            Routed::Transit(header) => self.relay(packet, &header),
+            Routed::Refused(header, reason) => self.refuse(packet.kind, &header, reason),
         }
         Ok(())
     }
 
+    fn mine(&mut self, header: &RoutedHeader, content: Content<'_>) {
+        match content {
+            Content::Data(content) => self.data(header, content),
+            Content::Ack(ack) => {
+                if let Some(channel) = self.channel(header) {
+                    channel.handle_ack(&self.node, &ack);
+                }
+            }
+            Content::Open(open) => self.open(header, &open),
+            Content::Opened(opened) => match self.channel(header) {
+                Some(channel) => channel.handle_opened(&self.node, &opened),
+                // Asked for, given up, and granted all the same: the other end must not wait.
+                None => self.refuse_channel(header, opened.index, ResetReason::Unknown),
+            },
+            Content::Reset(reset) => self.reset(header, &reset),
+            Content::ResetAck(reset) => {
+                if let Some(channel) = self.node.channels.find_reset(header.source, &reset) {
+                    channel.handle_reset_ack(&self.node);
+                }
+            }
+            // The next route change or probe resends; the notice only speeds up nothing yet.
+            Content::Unreachable(_) => {
+                self.node.stats.unreachable_notices.fetch_add(1, Ordering::Relaxed);
+            }
+            Content::None => {}
+        }
+    }
+
     fn data(&mut self, header: &RoutedHeader, content: &[u8]) {
         let Some(channel) = self.channel(header) else {
-            return self.unknown_channel(header);
+            if self.node.may_complain() {
+                self.answer(header, relay::unknown_channel(self.node.me.id, header));
+            }
+            return;
         };
         channel.handle_data(&self.node, header.number, content, &mut self.acks);
         if !self.touched.last().is_some_and(|last| Arc::ptr_eq(last, &channel)) {
@@ -141,131 +137,68 @@ impl Dispatch {
         {
             return Some(last.clone());
         }
-        let channel = self.node.channels.get(header.channel)?;
-        if channel.peer != header.source {
-            return None;
-        }
+        let channel = self.node.channels.get(header.channel, header.source)?;
         self.last = Some(channel.clone());
         Some(channel)
     }
 
-    fn find(&mut self, header: &RoutedHeader, reset: &Reset) -> Option<Arc<Channel>> {
-        if reset.to_index != ChannelIndex::UNKNOWN {
-            let channel = self.node.channels.get(reset.to_index)?;
-            return (channel.peer == header.source).then_some(channel);
-        }
-        // The other end had not heard our index yet, or has forgotten it.
-        self.node.channels.find(|channel| {
-            channel.peer == header.source && channel.peer_key().0 == reset.from_index
-        })
-    }
-
-    fn open(&mut self, header: &RoutedHeader, open: Open) {
-        let known = self.node.channels.find(|channel| {
-            channel.peer == header.source && channel.peer_key() == (open.index, open.epoch)
-        });
-        if let Some(channel) = known {
+    fn open(&mut self, header: &RoutedHeader, open: &Open) {
+        if let Some(channel) = self.node.channels.find_open(header.source, open) {
             return channel.confirm_open(&self.node);
         }
-        let from_index = open.index;
-        let parts = Parts {
-            index: ChannelIndex::UNKNOWN,
-            epoch: 0,
-            peer: header.source,
-            peer_incarnation: open.incarnation,
-            peer_name: open.name.clone(),
-            open: Some(open),
-        };
-        let channel = self.node.add_channel(parts);
+        let channel = self.node.add_channel(header.source, &Wanted::There(open));
         match channel {
             Some(channel) if self.node.host.accept(channel.clone()) => {
                 channel.confirm_open(&self.node);
             }
             Some(channel) => channel.close(ResetReason::Refused),
-            None => self.send_reset(header, from_index, ResetReason::Refused),
+            None => self.refuse_channel(header, open.index, ResetReason::Refused),
         }
     }
 
     fn reset(&mut self, header: &RoutedHeader, reset: &Reset) {
-        match self.find(header, reset) {
+        match self.node.channels.find_reset(header.source, reset) {
             Some(channel) => {
                 self.last = None;
                 // What came before it in this read goes to the user first.
                 channel.handle_reset(&self.node, reset);
             }
             None => {
-                let content = Reset {
-                    from_index: reset.to_index,
-                    to_index: reset.from_index,
-                    last: 0,
-                    reason: reset.reason,
-                };
-                self.answer(header, PacketType::ResetAck, reset.from_index, &content.encode());
+                self.answer(header, relay::confirm_reset(self.node.me.id, header, reset));
             }
         }
     }
 
-    /// Data for a channel that is not there: the other end has to know that it is over.
-    fn unknown_channel(&mut self, header: &RoutedHeader) {
-        if self.node.may_complain() {
-            let content = Reset {
-                from_index: header.channel,
-                to_index: ChannelIndex::UNKNOWN,
-                last: 0,
-                reason: ResetReason::Unknown,
-            };
-            self.answer(header, PacketType::Reset, ChannelIndex::UNKNOWN, &content.encode());
-        }
-    }
-
-    fn send_reset(&self, header: &RoutedHeader, to_index: ChannelIndex, reason: ResetReason) {
-        let content =
-            Reset { from_index: ChannelIndex::UNKNOWN, to_index, last: 0, reason }.encode();
-        self.answer(header, PacketType::Reset, to_index, &content);
+    fn refuse_channel(&self, header: &RoutedHeader, index: ChannelIndex, reason: ResetReason) {
+        self.answer(header, relay::refuse(self.node.me.id, header, index, reason));
     }
 
     /// Sends a packet back to the source of `header`.
-    fn answer(&self, header: &RoutedHeader, kind: PacketType, to: ChannelIndex, content: &[u8]) {
-        let answer = RoutedHeader {
-            flags: 0,
-            hop_limit: HOP_LIMIT,
-            mutable: 0,
-            destination: header.source,
-            source: self.node.me.id,
-            channel: to,
-            number: 0,
-        };
+    fn answer(&self, header: &RoutedHeader, packet: OutPacket) {
         if let Some(link) = self.node.next_hop(header.source, 0) {
-            link.queue_control(OutPacket::from(answer.packet(kind, content)));
+            link.queue_control(packet);
             link.flush(INLINE_BUDGET);
         }
     }
 
     fn relay(&mut self, packet: Packet<'_>, header: &RoutedHeader) {
-        if header.hop_limit <= 1 {
-            return self.refuse(header, DropReason::HopLimit);
-        }
-        let hash =
-            header.source.0.rotate_left(17) ^ header.destination.0 ^ u64::from(header.channel.0);
+        let hash = relay::flow_hash(header);
         let Some(next) = self.node.next_hop(header.destination, hash) else {
-            return self.refuse(header, DropReason::NoRoute);
+            return self.refuse(packet.kind, header, DropReason::NoRoute);
         };
-        let mut copy = Vec::with_capacity(PACKET_HEADER_LEN + packet.body.len());
-        copy.extend_from_slice(&packet_header(packet.kind, packet.body.len()));
-        copy.extend_from_slice(packet.body);
-        copy[HOP_LIMIT_AT] = header.hop_limit - 1;
-        next.queue_transit(hash, OutPacket::from(copy));
+        next.queue_transit(hash, relay::forward(packet, header));
         self.link.stats.relayed.fetch_add(1, Ordering::Relaxed);
         if !self.relayed_to.iter().any(|link| Arc::ptr_eq(link, &next)) {
             self.relayed_to.push(next);
         }
     }
 
-    fn refuse(&mut self, header: &RoutedHeader, reason: DropReason) {
+    fn refuse(&mut self, kind: PacketType, header: &RoutedHeader, reason: DropReason) {
         self.node.stats.relay_drops.fetch_add(1, Ordering::Relaxed);
-        if self.node.may_complain() {
-            let content = Unreachable { reason, quoted: *header }.encode();
-            self.answer(header, PacketType::Unreachable, ChannelIndex::UNKNOWN, &content);
+        if let Some(notice) = relay::unreachable(self.node.me.id, kind, header, reason)
+            && self.node.may_complain()
+        {
+            self.answer(header, notice);
         }
     }
 }

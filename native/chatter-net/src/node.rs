@@ -7,17 +7,20 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use chatter_core::channel::table::Table;
+use chatter_core::channel::{Names, Settings};
 use chatter_core::control::{Control, ControlEvent};
 use chatter_core::dialer::NeighbourId;
 use chatter_core::ids::{ChannelIndex, Incarnation, LinkId, NodeId};
+use chatter_core::relay;
 use chatter_core::routes::ForwardingTable;
-use chatter_core::wire::data::ResetReason;
+use chatter_core::wire::data::{Open, Reset, ResetReason};
 use chatter_core::wire::identity::Identity;
 use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
 use tokio::sync::mpsc;
 
-use crate::channel::{Channel, Parts};
+use crate::channel::{Channel, Wanted};
 use crate::complaints::Complaints;
 use crate::config::{ListenPort, NetConfig};
 use crate::driver::{self, Input};
@@ -31,9 +34,6 @@ use crate::{dial, interfaces};
 
 /// Inputs of the control plane that wait for it; beyond it readers wait.
 const CONTROL_INBOX: usize = 4096;
-
-/// RESET and UNREACHABLE answers per second: a flood of strays must not be answered by another.
-const COMPLAINTS_PER_S: u64 = 100;
 
 /// Without a [`Node::pulse`] for so long, the others are told that nobody is at home.
 const SILENT_AFTER_MS: u64 = 5_000;
@@ -75,9 +75,8 @@ pub(crate) struct Published {
     pub direct: HashMap<NodeId, Arc<Link>>,
 }
 
-/// The channels of a node, by this end's index.
-#[derive(Default)]
-pub struct Channels(RwLock<HashMap<u32, Arc<Channel>>>);
+/// The channels of a node.
+pub struct Channels(RwLock<Table<Arc<Channel>>>);
 
 /// One started carrier. See the [module](self).
 pub struct Node {
@@ -91,6 +90,8 @@ pub struct Node {
     pub stats: NodeStats,
     /// Open channels.
     pub channels: Channels,
+    /// What all channels have in common.
+    pub(crate) settings: Arc<Settings>,
     pub(crate) host: Arc<dyn Host>,
     pub(crate) control: mpsc::Sender<Input>,
     pub(crate) service: Service,
@@ -100,7 +101,7 @@ pub struct Node {
     /// Bytes that all channels keep until they are acknowledged.
     pub(crate) retained: AtomicUsize,
     complaints: Complaints,
-    complained: AtomicU64,
+    complained: Mutex<relay::Complaints>,
     /// When the user of this node last showed life; 0 if it never does.
     pulse_ms: AtomicU64,
     started: Instant,
@@ -127,12 +128,22 @@ impl Node {
         let (control_tx, control_rx) = mpsc::channel(CONTROL_INBOX);
         let now = Instant::now();
         let control = Control::new(config.control, me.clone(), seed, now);
+        let channels = Channels(RwLock::new(Table::new(config.max_channels)));
+        let settings = Arc::new(Settings {
+            me: me.id,
+            incarnation: me.incarnation,
+            name: me.name.clone(),
+            window: config.channel_window,
+            max_frame: config.max_frame,
+            setup_retry: config.setup_retry,
+        });
         let node = Arc::new(Self {
             me,
             config,
             port,
             stats: NodeStats::default(),
-            channels: Channels::default(),
+            channels,
+            settings,
             host,
             control: control_tx,
             service: Service::default(),
@@ -145,7 +156,7 @@ impl Node {
             link_ids: AtomicU32::new(1),
             retained: AtomicUsize::new(0),
             complaints: Complaints::default(),
-            complained: AtomicU64::new(0),
+            complained: Mutex::default(),
             pulse_ms: AtomicU64::new(0),
             started: now,
             workers,
@@ -225,16 +236,7 @@ impl Node {
     pub fn open_channel(self: &Arc<Self>, id: NodeId) -> Option<Arc<Channel>> {
         let published = self.published.load();
         let route = published.table.route(id)?;
-        let parts = Parts {
-            index: ChannelIndex::UNKNOWN,
-            epoch: 0,
-            peer: id,
-            peer_incarnation: route.incarnation,
-            peer_name: route.name.to_string(),
-            open: None,
-        };
-        drop(published);
-        self.add_channel(parts)
+        self.add_channel(id, &Wanted::Here(route.incarnation, &route.name))
     }
 
     /// Starts the opening of a channel that was made by [`Node::open_channel`].
@@ -331,43 +333,33 @@ impl Node {
     }
 
     /// Makes a channel under an index of its own; `None` if `max_channels` is reached.
-    pub(crate) fn add_channel(self: &Arc<Self>, mut parts: Parts) -> Option<Arc<Channel>> {
-        parts.epoch = random_u64().ok()?;
+    pub(crate) fn add_channel(
+        self: &Arc<Self>,
+        peer: NodeId,
+        wanted: &Wanted<'_>,
+    ) -> Option<Arc<Channel>> {
+        let epoch = random_u64().ok()?;
         let mut channels = self.channels.0.write();
-        if channels.len() >= self.config.max_channels {
+        if channels.is_full() {
             return None;
         }
         let index = loop {
-            let index = random_u64().ok()? as u32;
-            if index != 0 && !channels.contains_key(&index) {
+            let index = ChannelIndex(random_u64().ok()? as u32);
+            if channels.is_free(index) {
                 break index;
             }
         };
-        parts.index = ChannelIndex(index);
-        let channel = Channel::new(self, parts);
-        channels.insert(index, channel.clone());
-        Some(channel)
+        let channel = Channel::new(self, Names { index, epoch, peer }, wanted);
+        let other = match wanted {
+            Wanted::There(open) => Some((open.index, open.epoch)),
+            Wanted::Here(..) => None,
+        };
+        channels.insert(index, peer, other, channel.clone()).then_some(channel)
     }
 
     /// Whether one more RESET or UNREACHABLE may be sent this second.
     pub(crate) fn may_complain(&self) -> bool {
-        let second = self.now_ms() / 1000 * COMPLAINTS_PER_S;
-        let mut seen = self.complained.load(Ordering::Relaxed);
-        loop {
-            let next = if seen < second { second + 1 } else { seen + 1 };
-            if next > second + COMPLAINTS_PER_S {
-                return false;
-            }
-            match self.complained.compare_exchange_weak(
-                seen,
-                next,
-                Ordering::Relaxed,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => return true,
-                Err(now) => seen = now,
-            }
-        }
+        self.complained.lock().may_complain(Instant::now())
     }
 
     /// Logs, at most now and then per address, that a connection did not become a link.
@@ -390,8 +382,8 @@ impl Node {
                 self.end_channels(*id, |life| life < *incarnation, ResetReason::Restarted);
             }
             ControlEvent::RouteChanged { ids } => {
-                for channel in self.channels.all() {
-                    if ids.contains(&channel.peer) {
+                for id in ids {
+                    for channel in self.channels.to(*id) {
                         channel.handle_route_change(self);
                     }
                 }
@@ -400,10 +392,15 @@ impl Node {
         }
     }
 
-    fn end_channels(&self, id: NodeId, life: impl Fn(Incarnation) -> bool, reason: ResetReason) {
-        for channel in self.channels.all() {
-            if channel.peer == id && life(channel.peer_incarnation()) {
-                channel.fail(reason);
+    fn end_channels(
+        self: &Arc<Self>,
+        id: NodeId,
+        life: impl Fn(Incarnation) -> bool,
+        reason: ResetReason,
+    ) {
+        for channel in self.channels.to(id) {
+            if life(channel.peer_incarnation()) {
+                channel.peer_gone(self, reason);
             }
         }
     }
@@ -418,23 +415,37 @@ impl Node {
 }
 
 impl Channels {
-    /// The channel of that index.
-    pub fn get(&self, index: ChannelIndex) -> Option<Arc<Channel>> {
-        self.0.read().get(&index.0).cloned()
+    /// The channel of that index, if `source` is at its other end.
+    pub(crate) fn get(&self, index: ChannelIndex, source: NodeId) -> Option<Arc<Channel>> {
+        self.0.read().get(index, source).cloned()
     }
 
-    /// The first channel for which `test` holds.
-    pub fn find(&self, test: impl Fn(&Channel) -> bool) -> Option<Arc<Channel>> {
-        self.0.read().values().find(|channel| test(channel)).cloned()
+    /// The channel that `source` means with a RESET or RESET_ACK.
+    pub(crate) fn find_reset(&self, source: NodeId, reset: &Reset) -> Option<Arc<Channel>> {
+        self.0.read().find_reset(source, reset).cloned()
+    }
+
+    /// The channel that an OPEN of `source` has opened before.
+    pub(crate) fn find_open(&self, source: NodeId, open: &Open) -> Option<Arc<Channel>> {
+        self.0.read().find_open(source, open).cloned()
     }
 
     /// All channels.
     pub fn all(&self) -> Vec<Arc<Channel>> {
-        self.0.read().values().cloned().collect()
+        self.0.read().all()
+    }
+
+    /// The channels to a node.
+    pub fn to(&self, peer: NodeId) -> Vec<Arc<Channel>> {
+        self.0.read().to(peer)
+    }
+
+    pub(crate) fn learn(&self, index: ChannelIndex, other: ChannelIndex, epoch: u64) {
+        self.0.write().learn(index, other, epoch);
     }
 
     pub(crate) fn remove(&self, index: ChannelIndex) {
-        self.0.write().remove(&index.0);
+        self.0.write().remove(index);
     }
 }
 

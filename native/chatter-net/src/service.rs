@@ -3,16 +3,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use chatter_core::channel::SERVICE_INTERVAL;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::channel::Channel;
 use crate::node::Node;
-
-/// How often channels in the list are served; also the longest delay of an acknowledgement.
-const INTERVAL: Duration = Duration::from_millis(20);
 
 /// The list of channels that want service.
 #[derive(Default)]
@@ -37,7 +35,7 @@ impl Service {
             if node.service.channels.lock().is_empty() {
                 node.service.wake.notified().await;
             }
-            tokio::time::sleep(INTERVAL).await;
+            tokio::time::sleep(SERVICE_INTERVAL).await;
             let channels = std::mem::take(&mut *node.service.channels.lock());
             let now = Instant::now();
             for channel in channels {

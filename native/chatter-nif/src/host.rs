@@ -38,7 +38,7 @@ impl BeamHost {
     /// The name of the other end of any channel to that node.
     fn channel_peer_name(&self, id: chatter_core::ids::NodeId) -> Option<String> {
         let node = self.node.get()?.upgrade()?;
-        let channel = node.channels.find(|channel| channel.peer == id)?;
+        let channel = node.channels.to(id).into_iter().next()?;
         Some(channel.peer_name.clone())
     }
 

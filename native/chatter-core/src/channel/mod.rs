@@ -1,20 +1,61 @@
-//! The data plane between two nodes: a channel is a pair of a [`send::Sender`] and a
-//! [`receive::Receiver`] at either end.
+//! The data plane between two nodes. Each end of a channel is a pair of halves: [`life::Outgoing`]
+//! (opening and closing, and a [`send::Sender`] while it is open) and [`incoming::Incoming`] (a
+//! [`receive::Receiver`], and the end as its user sees it). The channels of a node are in a
+//! [`table::Table`].
 //!
 //! The sender cuts frames into numbered packets and keeps each until it is acknowledged, because the
 //! source is the only place that survives every relay. The receiver hands frames over in order, each
 //! once, and grants credit as the VM takes them. In this version a channel is one flow: total order.
 //!
-//! Both halves are driven by whichever thread has the bytes, under one short lock each.
+//! Both halves are driven by whichever thread has the bytes, under one short lock each; what one half
+//! has for the other is a result that the caller hands on.
 
+use std::time::Duration;
+
+use crate::ids::{ChannelIndex, Incarnation, NodeId};
+
+pub mod incoming;
+pub mod life;
 pub mod receive;
 pub mod send;
+pub mod table;
 
 /// Target size of a DATA packet's content, and the size of a chunk of a large frame, in bytes. A
 /// packet is the unit of scheduling: smaller ones hold others up for less time, larger ones cost less.
 pub const CHUNK_LEN: usize = 16 * 1024;
 
+/// How often channels that want service get it; also the longest delay of an acknowledgement.
+pub const SERVICE_INTERVAL: Duration = Duration::from_millis(20);
+
 /// Credit that one item uses up: its body and its header, so that many empty frames are not free.
 pub fn item_cost(body_len: usize) -> u64 {
     (body_len + crate::wire::data::ITEM_HEADER_LEN) as u64
+}
+
+/// What all channels of a node have in common.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This node.
+    pub me: NodeId,
+    /// Its life.
+    pub incarnation: Incarnation,
+    /// Its full name, at most 255 bytes; may be empty.
+    pub name: String,
+    /// Credit that each channel grants, in bytes.
+    pub window: u64,
+    /// Largest frame accepted, in bytes; a larger one ends the channel.
+    pub max_frame: usize,
+    /// An OPEN or RESET that is not answered is sent again after this long.
+    pub setup_retry: Duration,
+}
+
+/// What one end of a channel is called.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Names {
+    /// This end's index: packets to it carry this. Not `UNKNOWN`.
+    pub index: ChannelIndex,
+    /// Random; tells the channel from all earlier ones.
+    pub epoch: u64,
+    /// The node at the other end.
+    pub peer: NodeId,
 }

@@ -9,7 +9,7 @@ use super::{CHUNK_LEN, item_cost};
 use crate::ids::{ChannelIndex, NodeId};
 use crate::wire::data::{Ack, ITEM_HEADER_LEN, TOTAL_LEN, item, item_header};
 use crate::wire::packet::Packet;
-use crate::wire::routed::{HOP_LIMIT, ROUTED_HEADER_LEN, RoutedHeader};
+use crate::wire::routed::{ROUTED_HEADER_LEN, RoutedHeader};
 use crate::wire::{PACKET_HEADER_LEN, PacketType, packet_header};
 
 /// Bytes in front of the content of a DATA packet.
@@ -456,15 +456,8 @@ impl Sender {
 
     /// Fills in the headers of a packet whose content is what follows in `head`, and so many bytes.
     fn put_prefix(&self, head: &mut [u8], body_len: usize, number: u64) {
-        let header = RoutedHeader {
-            flags: 0,
-            hop_limit: HOP_LIMIT,
-            mutable: 0,
-            destination: self.route.destination,
-            source: self.route.source,
-            channel: self.route.channel,
-            number,
-        };
+        let Route { source, destination, channel } = self.route;
+        let header = RoutedHeader { number, ..RoutedHeader::to(destination, source, channel) };
         let len = head.len() + body_len - PACKET_HEADER_LEN;
         head[..PACKET_HEADER_LEN].copy_from_slice(&packet_header(PacketType::Data, len));
         head[PACKET_HEADER_LEN..PREFIX_LEN].copy_from_slice(&header.to_bytes());

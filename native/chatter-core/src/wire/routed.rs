@@ -40,6 +40,11 @@ pub struct RoutedHeader {
 }
 
 impl RoutedHeader {
+    /// The header of a fresh packet outside the numbering of its channel.
+    pub fn to(destination: NodeId, source: NodeId, channel: ChannelIndex) -> Self {
+        Self { flags: 0, hop_limit: HOP_LIMIT, mutable: 0, destination, source, channel, number: 0 }
+    }
+
     /// Reads the header off the front of a routed packet's body; the content is what is left.
     pub fn read(r: &mut Reader<'_>) -> Result<Self, WireError> {
         Ok(Self {

@@ -1,0 +1,288 @@
+//! The outgoing half of one end of a channel: its life from OPEN to RESET_ACK, and the sender while it
+//! is open. What it wants to send comes out of [`Outgoing::poll_packet`], in the order in which it must
+//! stay: RESET does not overtake the data before it.
+//!
+//! ```text
+//!            OPENED               close, RESET not confirmed       RESET_ACK, RESET
+//! Opening ------------> Open ------------------------> Closing ---------------------> Closed
+//!    |                   |  RESET, node gone                                            ^
+//!    +-------------------+--------------------------------------------------------------+
+//! ```
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::send::{Route, Sender};
+use super::{Names, Settings};
+use crate::ids::{ChannelIndex, Incarnation};
+use crate::wire::PacketType;
+use crate::wire::data::{Ack, Open, Opened, Reset, ResetReason};
+use crate::wire::packet::Packet;
+use crate::wire::routed::RoutedHeader;
+
+/// A RESET is sent so many times before the channel is forgotten without an answer.
+const RESET_TRIES: u32 = 8;
+
+/// Answers (OPENED, RESET_ACK) that wait to be sent: a peer that repeats itself gets no more than these.
+const MAX_ANSWERS: usize = 4;
+
+/// Where a channel is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum State {
+    /// OPEN has been sent.
+    Opening = 0,
+    /// Both ends know each other's index.
+    Open = 1,
+    /// Ended here; waiting for the other end to confirm.
+    Closing = 2,
+    /// Over.
+    Closed = 3,
+}
+
+/// The outgoing half of one end of a channel. See the [module](self).
+///
+/// * in: [`Outgoing::handle_opened`] and its kin, [`Outgoing::close`], frames by
+///   [`Outgoing::sender_mut`];
+/// * out: [`Outgoing::poll_packet`] until `None` after each of these, as long as there is a route.
+pub struct Outgoing {
+    settings: Arc<Settings>,
+    names: Names,
+    state: State,
+    /// The life of the node at the other end: that of the tables, until one has granted the channel.
+    peer_incarnation: Incarnation,
+    peer_index: ChannelIndex,
+    peer_epoch: u64,
+    /// While open.
+    sender: Option<Sender>,
+    /// OPENED and RESET_ACK that are to be sent.
+    answers: VecDeque<(PacketType, ChannelIndex, Vec<u8>)>,
+    /// When OPEN or RESET is to be sent, for the first time or again; and how often it was.
+    ask_at: Option<Instant>,
+    asked: u32,
+    /// What RESET says.
+    reason: ResetReason,
+    last: u64,
+}
+
+impl Outgoing {
+    /// The end that asks for a channel, of the life that the tables name. OPEN is to be sent at `now`.
+    pub fn asking(
+        settings: Arc<Settings>,
+        names: Names,
+        peer_incarnation: Incarnation,
+        now: Instant,
+    ) -> Self {
+        Self {
+            settings,
+            names,
+            state: State::Opening,
+            peer_incarnation,
+            peer_index: ChannelIndex::UNKNOWN,
+            peer_epoch: 0,
+            sender: None,
+            answers: VecDeque::new(),
+            ask_at: Some(now),
+            asked: 0,
+            reason: ResetReason::Closed,
+            last: 0,
+        }
+    }
+
+    /// The end that grants what `open` asks for. OPENED is sent by [`Outgoing::confirm_open`].
+    pub fn granting(settings: Arc<Settings>, names: Names, open: &Open, now: Instant) -> Self {
+        let mut this = Self::asking(settings, names, open.incarnation, now);
+        this.begin(open.index, open.epoch, open.window);
+        this
+    }
+
+    /// Where the channel is in its life.
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// The life of the node at the other end.
+    pub fn peer_incarnation(&self) -> Incarnation {
+        self.peer_incarnation
+    }
+
+    /// The other end's index; `UNKNOWN` before OPENED.
+    pub fn peer_index(&self) -> ChannelIndex {
+        self.peer_index
+    }
+
+    /// The sender while the channel is open.
+    pub fn sender(&self) -> Option<&Sender> {
+        self.sender.as_ref()
+    }
+
+    /// The sender while the channel is open.
+    pub fn sender_mut(&mut self) -> Option<&mut Sender> {
+        self.sender.as_mut()
+    }
+
+    /// Confirms an OPEN, for the first time or again.
+    pub fn confirm_open(&mut self) {
+        if self.state != State::Open {
+            return;
+        }
+        let opened = Opened {
+            index: self.names.index,
+            epoch: self.names.epoch,
+            incarnation: self.settings.incarnation,
+            window: self.settings.window,
+            open_epoch: self.peer_epoch,
+        };
+        self.answer(PacketType::Opened, self.peer_index, opened.encode());
+    }
+
+    /// The other end grants the channel; `true` if it is open from now on.
+    pub fn handle_opened(&mut self, opened: &Opened) -> bool {
+        if self.state != State::Opening || opened.open_epoch != self.names.epoch {
+            return false;
+        }
+        if opened.incarnation < self.peer_incarnation {
+            // A former life said so before it ended.
+            return false;
+        }
+        // The node may have been restarted since the tables named it: the channel is with the life that
+        // has granted it.
+        self.peer_incarnation = opened.incarnation;
+        self.begin(opened.index, opened.epoch, opened.window);
+        true
+    }
+
+    /// Takes an acknowledgement.
+    pub fn handle_ack(&mut self, now: Instant, ack: &Ack) {
+        if let Some(sender) = self.sender.as_mut() {
+            sender.handle_ack(now, ack);
+        }
+    }
+
+    /// The other end says that the channel is over: confirmed, and nothing more is sent. Returns the
+    /// state before; the other half has to take what is still under way
+    /// ([`Incoming::handle_reset`](super::incoming::Incoming::handle_reset)) unless it was `Closing`.
+    pub fn handle_reset(&mut self, reset: &Reset) -> State {
+        let content = self.reset(reset.from_index, reset.reason, 0).encode();
+        self.answer(PacketType::ResetAck, reset.from_index, content);
+        self.over()
+    }
+
+    /// The other end has confirmed that the channel is over.
+    pub fn handle_reset_ack(&mut self) {
+        if self.state == State::Closing {
+            self.over();
+        }
+    }
+
+    /// The way to the other node has changed: all that was not answered is sent again.
+    pub fn handle_route_change(&mut self, now: Instant) {
+        match self.sender.as_mut() {
+            Some(sender) => sender.handle_route_change(now),
+            None => self.ask_at = self.ask_at.map(|_| now),
+        }
+    }
+
+    /// Ends the channel from this side; RESET is to be sent at `now`. `false` if it has ended already.
+    pub fn close(&mut self, reason: ResetReason, now: Instant) -> bool {
+        if matches!(self.state, State::Closing | State::Closed) {
+            return false;
+        }
+        self.last = self.sender.take().map_or(0, |sender| sender.next_number());
+        self.reason = reason;
+        self.state = State::Closing;
+        self.asked = 0;
+        self.ask_at = Some(now);
+        true
+    }
+
+    /// The life at the other end is over: there is nobody to be told. Returns the state before.
+    pub fn over(&mut self) -> State {
+        self.sender = None;
+        self.ask_at = None;
+        std::mem::replace(&mut self.state, State::Closed)
+    }
+
+    /// Regular service: probes of the sender. OPEN and RESET are repeated by themselves.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if let Some(sender) = self.sender.as_mut() {
+            sender.handle_timeout(now);
+        }
+        let due = self.ask_at.is_some_and(|at| now >= at);
+        if self.state == State::Closing && due && self.asked >= RESET_TRIES {
+            self.over();
+        }
+    }
+
+    /// When [`Outgoing::handle_timeout`] and then [`Outgoing::poll_packet`] want to be called.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.ask_at.into_iter().chain(self.sender.as_ref().and_then(Sender::poll_timeout)).min()
+    }
+
+    /// Whether something is under way that needs regular service.
+    pub fn wants_service(&self) -> bool {
+        match self.state {
+            State::Opening | State::Closing => true,
+            State::Open => self.sender.as_ref().is_some_and(|sender| !sender.is_idle()),
+            State::Closed => false,
+        }
+    }
+
+    /// The next packet to put on a link.
+    pub fn poll_packet(&mut self, now: Instant) -> Option<Packet> {
+        if let Some((kind, index, content)) = self.answers.pop_front() {
+            return Some(self.packet(kind, index, &content));
+        }
+        if let Some(sender) = self.sender.as_mut() {
+            return sender.poll_packet(now);
+        }
+        if self.ask_at.is_none_or(|at| now < at) {
+            return None;
+        }
+        self.asked += 1;
+        self.ask_at = Some(now + self.settings.setup_retry);
+        match self.state {
+            State::Opening => {
+                let open = Open {
+                    index: self.names.index,
+                    epoch: self.names.epoch,
+                    incarnation: self.settings.incarnation,
+                    window: self.settings.window,
+                    name: self.settings.name.clone(),
+                };
+                Some(self.packet(PacketType::Open, ChannelIndex::UNKNOWN, &open.encode()))
+            }
+            State::Closing => {
+                let content = self.reset(self.peer_index, self.reason, self.last).encode();
+                Some(self.packet(PacketType::Reset, self.peer_index, &content))
+            }
+            State::Open | State::Closed => None,
+        }
+    }
+
+    fn begin(&mut self, peer_index: ChannelIndex, peer_epoch: u64, credit: u64) {
+        self.peer_index = peer_index;
+        self.peer_epoch = peer_epoch;
+        let route =
+            Route { source: self.settings.me, destination: self.names.peer, channel: peer_index };
+        self.sender = Some(Sender::new(route, credit));
+        self.state = State::Open;
+        self.ask_at = None;
+    }
+
+    fn answer(&mut self, kind: PacketType, to: ChannelIndex, content: Vec<u8>) {
+        if self.answers.len() < MAX_ANSWERS {
+            self.answers.push_back((kind, to, content));
+        }
+    }
+
+    fn reset(&self, to_index: ChannelIndex, reason: ResetReason, last: u64) -> Reset {
+        Reset { from_index: self.names.index, to_index, last, reason }
+    }
+
+    fn packet(&self, kind: PacketType, channel: ChannelIndex, content: &[u8]) -> Packet {
+        let header = RoutedHeader::to(self.names.peer, self.settings.me, channel);
+        Packet::from(header.packet(kind, content))
+    }
+}
