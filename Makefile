@@ -11,7 +11,7 @@ ERLANG_SOURCES = $(wildcard erlang/*.erl test/*.erl bench/*.erl examples/demo/*.
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
 .PHONY: build setup setup-build demo test test-rust test-erlang check bench bench-spf soak \
-        conformance fmt clean help
+        conformance nemesis failover fmt clean help
 
 build: setup-build                    ## build the NIF and the Erlang application
 	@$(STEP) build "build the NIF and the application" rebar3 compile
@@ -73,6 +73,10 @@ soak: setup                           ## long runs of the random tests; CHANGES=
 
 conformance: setup build              ## OTP's own suites over Chatter and over stock
 	@test/conformance/run $(CONFORMANCE)
+
+# make nemesis MESSAGES=1000000 FAULTS=50 SEED=7 SCENARIO=test/lab/short.scenario
+nemesis: setup build                  ## faults against real nodes under load (half an hour, root)
+	@test/lab/run nemesis SCENARIO=$(SCENARIO) SEED=$(SEED) MESSAGES=$(MESSAGES) FAULTS=$(FAULTS)
 
 fmt:                                  ## format the Rust sources
 	@cargo fmt --all

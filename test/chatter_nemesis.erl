@@ -101,9 +101,10 @@ play(#{topology := {N, Links}, network := Network, seed := Seed} = Scenario) ->
         ok = boot_all(Run, N),
         Began = now_ms(),
         ok = rounds(#{run => Run, scenario => Scenario, leader => Leader, log => Log,
-                      began => Began, concurrent => maps:get(concurrent, Scenario), planned => maps:get(faults, Scenario), active => #{},
-                      played => #{}, lag => 0, next_progress => Began + ?PROGRESS_MS,
-                      counts => #{}, events => #{}}),
+                      began => Began, next_progress => Began + ?PROGRESS_MS, lag => 0,
+                      planned => maps:get(faults, Scenario), active => #{}, played => #{},
+                      concurrent => maps:get(concurrent, Scenario), counts => #{},
+                      events => #{}}),
         result(Run, Scenario, Leader, Began)
     after
         true = group_leader(Leader, self()),
@@ -256,8 +257,8 @@ result(#{table := Table, names := Names} = Run, #{seed := Seed} = Scenario, Lead
     Left = drain(fun() -> lists:sum([Ask(I, senders_left) || I <- Places]) =:= 0 end),
     Arrived = drain(fun() -> all_arrived(reports(Run, Places), windows(Run)) end),
     Now = reports(Run, Places),
-    Earlier = [{maps:get(I, Names), R} || {{report, I, _}, R}
-                                              <- ets:match_object(Table, {{report, '_', '_'}, '_'})],
+    Reported = ets:match_object(Table, {{report, '_', '_'}, '_'}),
+    Earlier = [{maps:get(I, Names), R} || {{report, I, _}, R} <- Reported],
     Input = input(Now ++ Earlier, Run),
     Verdict = chatter_nemesis_check:verdict(Input),
     Damaged = lists:sum([N || {_, #{damaged := N}} <- Now ++ Earlier]),

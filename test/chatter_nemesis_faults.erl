@@ -59,6 +59,9 @@ play(Run, {drop, A, B}, _) ->
     _ = call(Run, A, chatter, disconnect, [Node]),
     ok = call(Run, A, chatter, connect, [Node]),
     await_link(Run, A, B);
+play(Run, {sever, A, B}, _) ->
+    true = call(Run, A, erlang, disconnect_node, [name(Run, B)]),
+    await_whole(Run, A);
 play(Run, {delay, A, B, Ms}, ForMs) -> shaped(Run, A, B, [{delay, Ms}], ForMs);
 play(Run, {loss, A, B, Percent}, ForMs) -> shaped(Run, A, B, [{loss, Percent}], ForMs);
 play(Run, {mess, A, B}, ForMs) ->
@@ -160,10 +163,11 @@ snapshots(Run) ->
 %% All nodes that can be asked.
 peers(#{table := Table} = Run) ->
     Away = nodes_away(Run),
-    lists:sort([{I, Life} || {{peer, I}, _, Life} <- ets:match_object(Table, {{peer, '_'}, '_', '_'}),
-                             not lists:member(I, Away)]).
+    All = ets:match_object(Table, {{peer, '_'}, '_', '_'}),
+    lists:sort([{I, Life} || {{peer, I}, _, Life} <- All, not lists:member(I, Away)]).
 
-nodes_away(#{table := Table}) -> [I || {{away, I}, _} <- ets:match_object(Table, {{away, '_'}, '_'})].
+nodes_away(#{table := Table}) ->
+    [I || {{away, I}, _} <- ets:match_object(Table, {{away, '_'}, '_'})].
 
 -spec call(run(), pos_integer(), module(), atom()) -> term().
 call(Run, I, M, F) -> call(Run, I, M, F, []).

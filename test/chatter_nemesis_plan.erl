@@ -27,9 +27,10 @@
 %% delay   so many milliseconds in each direction
 %% loss    percent of the frames in each direction
 %% mess    3 % lost, 3 % repeated, 5 % out of order in each direction
+%% sever   erlang:disconnect_node/1: a planted violation, never drawn
 -type fault() :: {kill | stop, pos_integer()}
                | {cut, pos_integer(), pos_integer(), both | forth}
-               | {reset | drop | mess, pos_integer(), pos_integer()}
+               | {reset | drop | mess | sever, pos_integer(), pos_integer()}
                | {delay, pos_integer(), pos_integer(), Ms :: pos_integer()}
                | {loss, pos_integer(), pos_integer(), Percent :: pos_integer()}.
 
