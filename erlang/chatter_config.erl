@@ -33,7 +33,7 @@
     advertise := auto | [host()],
     key := undefined | binary(),
     key_file := undefined | string(),
-    encryption := boolean(),
+    encryption := boolean(), unix_sockets := boolean(),
     neighbours := [neighbour()],
     links := auto | static,
     multicast := boolean(),
@@ -105,6 +105,7 @@ defaults() ->
         key => undefined,
         key_file => undefined,
         encryption => true,
+        unix_sockets => true,
         neighbours => [],
         links => auto,
         multicast => true,
@@ -137,6 +138,7 @@ check(advertise, V) -> advertise(V);
 check(key, V) -> secret(V);
 check(key_file, V) -> path(V);
 check(encryption, V) -> one_of([true, false], V);
+check(unix_sockets, V) -> one_of([true, false], V);
 check(neighbours, V) -> neighbours(V);
 check(links, V) -> one_of([auto, static], V);
 check(multicast, V) -> one_of([true, false], V);

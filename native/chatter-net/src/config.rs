@@ -27,6 +27,8 @@ pub struct NetConfig {
     pub listen_address: Option<IpAddr>,
     /// Port to listen on.
     pub listen_port: ListenPort,
+    /// Whether links to nodes of this host use Unix domain sockets (Linux).
+    pub unix_sockets: bool,
     /// Addresses told to others; empty for those of the interfaces.
     pub advertise: Vec<IpAddr>,
     /// The cluster secret.

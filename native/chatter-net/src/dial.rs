@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use crate::driver::Input;
 use crate::establish::{EstablishError, Origin, adopt, initiate, tune};
 use crate::node::Node;
+use crate::transport::{Connection, connect_local};
 
 /// Tries `addresses` in turn until one becomes a link; tells the control plane if none does.
 pub(crate) async fn run(
@@ -35,14 +36,23 @@ async fn one(
     address: SocketAddr,
 ) -> Result<(), EstablishError> {
     let handshake = async {
-        let mut stream = TcpStream::connect(address).await?;
-        tune(&stream)?;
-        let established = initiate(node, &mut stream, dial_seq).await?;
-        Ok::<_, EstablishError>((stream, established))
+        let mut socket = connect(node, address).await?;
+        tune(&socket)?;
+        let established = initiate(node, socket.as_handshaking(), dial_seq).await?;
+        Ok::<_, EstablishError>((socket, established))
     };
-    let (stream, established) = timeout(node.config.handshake_timeout, handshake)
+    let (socket, established) = timeout(node.config.handshake_timeout, handshake)
         .await
         .map_err(|_| EstablishError::Timeout)??;
     let origin = Origin { remote: address, dialled: Some((neighbour, dial_seq)) };
-    adopt(node, stream, established, origin).await
+    adopt(node, socket, established, origin).await
+}
+
+async fn connect(node: &Node, address: SocketAddr) -> Result<Connection, EstablishError> {
+    if node.config.unix_sockets
+        && let Some(socket) = connect_local(address).await
+    {
+        return Ok(socket);
+    }
+    Ok(Connection::Tcp(TcpStream::connect(address).await?))
 }

@@ -16,12 +16,12 @@ use chatter_core::wire::identity::Identity;
 use chatter_core::wire::reader::WireError;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use crate::driver::Input;
-use crate::link::{LOWAT_START, Link, LinkLimits, set_lowat};
+use crate::link::{LOWAT_START, Link, LinkLimits};
 use crate::node::Node;
 use crate::reader;
+use crate::transport::{Connection, Handshaking, set_lowat};
 
 /// Bytes of control packets queued per link.
 const CONTROL_QUEUE: usize = 4 * 1024 * 1024;
@@ -65,7 +65,7 @@ fn entropy() -> Result<[u8; 32], EstablishError> {
 /// The handshake from the dialling end.
 pub(crate) async fn initiate(
     node: &Node,
-    stream: &mut TcpStream,
+    stream: &mut dyn Handshaking,
     dial_seq: u64,
 ) -> Result<Established, EstablishError> {
     let config = HandshakeConfig::new(node.config.encryption);
@@ -84,7 +84,7 @@ pub(crate) async fn initiate(
 /// The handshake from the accepting end. Nothing is sent to who does not prove to have the key.
 pub(crate) async fn respond(
     node: &Node,
-    stream: &mut TcpStream,
+    stream: &mut dyn Handshaking,
 ) -> Result<Established, EstablishError> {
     let config = HandshakeConfig::new(node.config.encryption);
     let mut h1 = [0; H1_LEN];
@@ -100,15 +100,18 @@ pub(crate) async fn respond(
 }
 
 /// Settings that every socket of a link has.
-pub(crate) fn tune(stream: &TcpStream) -> std::io::Result<()> {
-    set_lowat(stream, LOWAT_START);
-    stream.set_nodelay(true)
+pub(crate) fn tune(socket: &Connection) -> std::io::Result<()> {
+    if let Connection::Tcp(stream) = socket {
+        set_lowat(stream, LOWAT_START);
+        stream.set_nodelay(true)?;
+    }
+    Ok(())
 }
 
 /// Turns an established connection into a link: tells the control plane, starts its tasks.
 pub(crate) async fn adopt(
     node: &Arc<Node>,
-    stream: TcpStream,
+    socket: Connection,
     established: Established,
     origin: Origin,
 ) -> Result<(), EstablishError> {
@@ -117,17 +120,15 @@ pub(crate) async fn adopt(
     let session = established.session;
     // The socket moves to the thread that will serve it.
     let worker = node.workers.for_link();
-    let stream = stream.into_std()?;
-    let (read, write) = {
-        let _entered = worker.enter();
-        TcpStream::from_std(stream)?.into_split()
-    };
+    let transport = socket.transport();
+    let (read, write) = socket.split(worker)?;
     let limits = LinkLimits {
         relay_queue: node.config.relay_queue,
         link_queue: node.config.link_queue,
         control_queue: CONTROL_QUEUE,
     };
-    let link = Arc::new(Link::new(id, peer.clone(), origin.remote, session.sealer, write, limits));
+    let socket = (transport, write);
+    let link = Arc::new(Link::new(id, peer.clone(), origin.remote, session.sealer, socket, limits));
     link.heard_ms.store(node.now_ms(), Ordering::Relaxed);
     if !node.add_link(&link) {
         return Err(EstablishError::TooManyLinks);

@@ -4,6 +4,7 @@
 //! * [`driver`] is the owner task of the control plane.
 //! * [`listen`] and [`dial`] turn sockets into links; [`link`] is the sending side of one, inline on
 //!   any thread; [`reader`] the receiving side, one task a link.
+//! * [`transport`] is what carries the bytes of a link: TCP or a Unix socket.
 //! * [`channel`] binds the two halves of a core channel to routes and to their user; [`dispatch`]
 //!   takes the packets of a link to channels, to the control plane or to the next hop.
 //! * [`host`] is what this crate wants from whoever embeds it (the NIF, a test).
@@ -22,4 +23,5 @@ pub mod listen;
 pub mod node;
 pub mod reader;
 pub mod service;
+pub mod transport;
 mod workers;

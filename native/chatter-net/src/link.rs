@@ -17,13 +17,10 @@ use chatter_core::sched::{Scheduler, SchedulerLimits};
 use chatter_core::wire::identity::Identity;
 use chatter_core::wire::packet::Packet;
 use parking_lot::Mutex;
-#[cfg(target_os = "linux")]
-use socket2::SockRef;
-use tokio::net::TcpStream;
-use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::Notify;
 
 use crate::channel::Channel;
+use crate::transport::{Transport, WriteHalf};
 
 /// Bytes taken from the scheduler for one write: few enough that what is queued later can still
 /// overtake, enough that a system call is worth its cost.
@@ -73,6 +70,8 @@ pub struct Link {
     pub peer: Identity,
     /// The other end's address.
     pub remote: SocketAddr,
+    /// What carries it.
+    pub transport: Transport,
     /// Live figures.
     pub stats: LinkStats,
     /// When authenticated bytes last came in, in ms since the node started.
@@ -83,7 +82,7 @@ pub struct Link {
     queue_limit: usize,
     own_bytes: AtomicUsize,
     io: Mutex<LinkIo>,
-    socket: OwnedWriteHalf,
+    socket: WriteHalf,
     work: AtomicBool,
     writer: Notify,
     closed: AtomicBool,
@@ -122,13 +121,14 @@ impl Link {
         peer: Identity,
         remote: SocketAddr,
         sealer: Sealer,
-        socket: OwnedWriteHalf,
+        (transport, socket): (Transport, WriteHalf),
         limits: LinkLimits,
     ) -> Self {
         Self {
             id,
             peer,
             remote,
+            transport,
             stats: LinkStats::default(),
             heard_ms: AtomicU64::new(0),
             close: Notify::new(),
@@ -351,7 +351,7 @@ impl LinkIo {
         (self.rate_since, self.rate_bytes) = (now, 0);
         if lowat.abs_diff(self.lowat) > self.lowat / 4 {
             self.lowat = lowat;
-            set_lowat(link.socket.as_ref(), lowat);
+            link.socket.set_lowat(lowat);
         }
     }
 
@@ -413,12 +413,4 @@ impl LinkIo {
         self.end += self.sealer.seal_into(head, plain, &mut self.out[self.end..])?;
         Ok(())
     }
-}
-
-/// Bounds the unsent bytes in the kernel. Where the system cannot, latency is worse, nothing else.
-pub(crate) fn set_lowat(socket: &TcpStream, bytes: u32) {
-    #[cfg(target_os = "linux")]
-    SockRef::from(socket).set_tcp_notsent_lowat(bytes).ok();
-    #[cfg(not(target_os = "linux"))]
-    let _ = (socket, bytes);
 }

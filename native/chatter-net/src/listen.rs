@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use crate::config::ListenPort;
 use crate::establish::{EstablishError, Origin, adopt, respond, tune};
 use crate::node::Node;
+use crate::transport::{Connection, LocalListener};
 
 /// Connections that the kernel holds before they are accepted.
 const BACKLOG: i32 = 1024;
@@ -112,17 +113,16 @@ fn bind_at(at: SocketAddr, both_families: bool) -> io::Result<TcpListener> {
 }
 
 /// Accepts until the node stops.
-pub(crate) async fn run(node: Arc<Node>, listener: TcpListener) {
+pub(crate) async fn run(node: Arc<Node>, listener: TcpListener, local: Option<LocalListener>) {
     let mut half_open: VecDeque<AbortHandle> = VecDeque::new();
     loop {
-        let (stream, remote) = match listener.accept().await {
+        let (socket, remote) = match accept(&listener, local.as_ref()).await {
             Ok(accepted) => accepted,
             Err(_) => {
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
         half_open.retain(|task| !task.is_finished());
         if half_open.len() >= node.config.max_half_open
             && let Some(oldest) = half_open.pop_front()
@@ -130,15 +130,34 @@ pub(crate) async fn run(node: Arc<Node>, listener: TcpListener) {
             oldest.abort();
             node.count_evicted();
         }
-        let task = tokio::spawn(one(node.clone(), stream, remote));
+        let task = tokio::spawn(one(node.clone(), socket, remote));
         half_open.push_back(task.abort_handle());
     }
 }
 
-async fn one(node: Arc<Node>, mut stream: TcpStream, remote: SocketAddr) {
+async fn accept(
+    listener: &TcpListener,
+    local: Option<&LocalListener>,
+) -> io::Result<(Connection, SocketAddr)> {
+    let local = async {
+        match local {
+            Some(local) => local.accept().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        accepted = listener.accept() => {
+            let (stream, remote) = accepted?;
+            Ok((Connection::Tcp(stream), SocketAddr::new(remote.ip().to_canonical(), remote.port())))
+        }
+        accepted = local => accepted,
+    }
+}
+
+async fn one(node: Arc<Node>, mut socket: Connection, remote: SocketAddr) {
     let handshake = async {
-        tune(&stream)?;
-        let established = respond(&node, &mut stream).await?;
+        tune(&socket)?;
+        let established = respond(&node, socket.as_handshaking()).await?;
         Ok::<_, EstablishError>(established)
     };
     let established = match timeout(node.config.handshake_timeout, handshake).await {
@@ -149,7 +168,7 @@ async fn one(node: Arc<Node>, mut stream: TcpStream, remote: SocketAddr) {
     // No longer half open: a task of its own, which eviction does not reach.
     tokio::spawn(async move {
         let origin = Origin { remote, dialled: None };
-        if let Err(error) = adopt(&node, stream, established, origin).await {
+        if let Err(error) = adopt(&node, socket, established, origin).await {
             node.complain(remote, &error, false);
         }
     });

@@ -29,6 +29,7 @@ use crate::host::Host;
 use crate::link::{INLINE_BUDGET, Link};
 use crate::listen::{self, ListenError};
 use crate::service::Service;
+use crate::transport::LocalListener;
 use crate::workers::{Stopper, Workers};
 use crate::{dial, interfaces};
 
@@ -165,10 +166,19 @@ impl Node {
         tokio::spawn(driver::run(node.clone(), control, control_rx));
         tokio::spawn(Service::run(node.clone()));
         if let Some(listener) = listener {
-            tokio::spawn(listen::run(node.clone(), listener));
+            let local = node.listen_locally();
+            tokio::spawn(listen::run(node.clone(), listener, local));
         }
         drop(entered);
         Ok(node)
+    }
+
+    /// The Unix socket beside the TCP one. Without it the nodes of this host use TCP.
+    fn listen_locally(&self) -> Option<LocalListener> {
+        let port = self.port.filter(|_| self.config.unix_sockets)?;
+        LocalListener::bind(self.config.listen_address, port)
+            .inspect_err(|error| tracing::debug!(port, %error, "no Unix socket beside the port"))
+            .ok()
     }
 
     /// Stops: says goodbye, gives queued data up to `drain` to leave, ends all tasks. Blocks; not for

@@ -4,13 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use chatter_core::crypto::record::{MAX_RECORD_PLAIN, Opener, RECORD_HEADER_LEN, TAG_LEN};
-use tokio::io::AsyncReadExt;
-use tokio::net::tcp::OwnedReadHalf;
 
 use crate::dispatch::Dispatch;
 use crate::driver::Input;
 use crate::link::Link;
 use crate::node::Node;
+use crate::transport::ReadHalf;
 use crate::workers::note_activity;
 
 /// The buffer of an idle link, and of one that has much to read, in bytes. A thousand idle links
@@ -22,12 +21,7 @@ const LARGE_BUFFER: usize = 256 * 1024;
 const MAX_RECORD: usize = RECORD_HEADER_LEN + MAX_RECORD_PLAIN + TAG_LEN;
 
 /// Reads until the link ends, then reports it.
-pub(crate) async fn run(
-    node: Arc<Node>,
-    link: Arc<Link>,
-    mut socket: OwnedReadHalf,
-    opener: Opener,
-) {
+pub(crate) async fn run(node: Arc<Node>, link: Arc<Link>, mut socket: ReadHalf, opener: Opener) {
     let reason = tokio::select! {
         biased;
         () = link.close.notified() => None,
@@ -53,7 +47,7 @@ struct Buffer {
 async fn read_loop(
     node: &Arc<Node>,
     link: &Arc<Link>,
-    socket: &mut OwnedReadHalf,
+    socket: &mut ReadHalf,
     mut opener: Opener,
 ) -> &'static str {
     let mut dispatch = Dispatch::new(node.clone(), link.clone());

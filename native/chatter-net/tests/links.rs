@@ -11,6 +11,8 @@ use chatter_core::control::ControlEvent;
 use chatter_core::crypto::handshake::{HandshakeConfig, Initiator};
 use chatter_core::ids::NodeId;
 use chatter_net::config::{ListenPort, NetConfig};
+#[cfg(target_os = "linux")]
+use chatter_net::transport::Transport;
 use net::{Peer, closed, config, expect, key, link, stream, until};
 
 /// Given two nodes, over IPv4 and over IPv6, expect a link, names and ids known at both ends.
@@ -30,6 +32,67 @@ fn two_nodes_link() {
         until("both ends use it", || a.up_links() == 1 && b.up_links() == 1);
         assert_eq!(a.count_events(|e| matches!(e, ControlEvent::NodeUp { .. })), 1);
     }
+}
+
+#[cfg(target_os = "linux")]
+fn on_one_host(name: &str) -> NetConfig {
+    NetConfig { unix_sockets: true, ..config(name) }
+}
+
+/// Given two nodes of one host, expect a Unix socket if both want one, and TCP otherwise; data flows.
+#[cfg(target_os = "linux")]
+#[test]
+fn nodes_of_one_host_use_a_unix_socket() {
+    let cases = [
+        (true, true, Transport::Unix),
+        (true, false, Transport::Tcp),
+        (false, true, Transport::Tcp),
+    ];
+    for (here, there, expected) in cases {
+        let a = Peer::with(NetConfig { unix_sockets: here, ..config("a") });
+        let b = Peer::with(NetConfig { unix_sockets: there, ..config("b") });
+        link(&a, &b);
+        assert_eq!(a.node.links()[0].transport, expected, "{here} {there}");
+        until("the same at both ends", || {
+            b.node.links().first().is_some_and(|link| link.transport == expected)
+        });
+        let (from, to) = a.open(&b);
+        let sending = stream(&from, 0..2_000);
+        expect(&to, 0..2_000);
+        sending.join().unwrap();
+    }
+}
+
+/// Given a node on all addresses, expect its Unix socket at each of them.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_unix_socket_stands_for_the_addresses_of_its_node() {
+    let b = Peer::with(NetConfig { listen_address: None, ..on_one_host("b") });
+    let port = b.node.port.unwrap();
+    for address in [[127, 0, 0, 1], [127, 0, 0, 7]] {
+        let a = Peer::with(on_one_host("a"));
+        a.dial((address, port).into());
+        until("a link", || a.up_links() == 1);
+        assert_eq!(a.node.links()[0].transport, Transport::Unix);
+    }
+}
+
+/// Given the end of the peer, expect the link over a Unix socket to be down at once, not after the
+/// hold time; given garbage, expect it to be refused and counted.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_unix_socket_ends_with_its_node() {
+    use std::os::linux::net::SocketAddrExt;
+    let (a, b) = (Peer::with(on_one_host("a")), Peer::with(on_one_host("b")));
+    let name = format!("chatter:127.0.0.1:{}", b.node.port.unwrap());
+    let at = std::os::unix::net::SocketAddr::from_abstract_name(name).unwrap();
+    let mut stranger = std::os::unix::net::UnixStream::connect_addr(&at).unwrap();
+    stranger.write_all(&[7; 4096]).unwrap();
+    until("refused", || b.node.stats.refused.load(Ordering::Relaxed) == 1);
+    link(&a, &b);
+    until("both ends use it", || a.up_links() == 1 && b.up_links() == 1);
+    drop(b);
+    assert!(until("down", || a.up_links() == 0) < Duration::from_millis(500));
 }
 
 /// Given a node on all addresses, expect it to answer over IPv4 and IPv6, and to keep one link of two.

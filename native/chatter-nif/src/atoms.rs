@@ -11,7 +11,7 @@ rustler::atoms! {
     // why a channel ended
     connection_closed, connection_refused, protocol_error,
     // figures
-    peer, peer_id, remote, state, since_ms, rtt_us, metric, dialled, bytes_in, bytes_out, packets_in,
+    peer, peer_id, remote, transport, tcp, unix, state, since_ms, rtt_us, metric, dialled, bytes_in, bytes_out, packets_in,
     packets_out, relayed, queued_own, queued_transit, dropped, blocked, up, sync, opening, open,
     closing, frames_out, grants, waiting_bytes, unacked_bytes, retransmits, duplicates, srtt_us,
     channels, links, nodes, relay_drops, unreachable_notices, refused_connections,

@@ -31,6 +31,7 @@ pub(crate) struct StartConfig<'a> {
     /// 4 or 16 bytes; empty for all.
     my_addr: Binary<'a>,
     my_port: Port,
+    unix_sockets: bool,
     advertise: Vec<Binary<'a>>,
     key: KeySource<'a>,
     encryption: bool,
@@ -81,6 +82,7 @@ impl StartConfig<'_> {
                 Port::Fixed(port) => ListenPort::Fixed(port),
                 Port::From(port) => ListenPort::From(port),
             },
+            unix_sockets: self.unix_sockets,
             advertise: self.advertise.iter().filter_map(ip).collect(),
             key,
             encryption: self.encryption,

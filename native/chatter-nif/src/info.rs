@@ -9,7 +9,8 @@ use chatter_core::control::{Control, LinkState};
 use chatter_net::channel::{Channel, State};
 use chatter_net::link::Link;
 use chatter_net::node::Node;
-use rustler::{Encoder, Env, NewBinary, OwnedEnv, Reference, Term};
+use chatter_net::transport::Transport;
+use rustler::{Atom, Encoder, Env, NewBinary, OwnedEnv, Reference, Term};
 
 use crate::atoms;
 use crate::host::{bin, encode_spec};
@@ -168,6 +169,13 @@ fn channels<'a>(env: Env<'a>, name: &str) -> Vec<Term<'a>> {
         .collect()
 }
 
+fn transport_atom(transport: Transport) -> Atom {
+    match transport {
+        Transport::Tcp => atoms::tcp(),
+        Transport::Unix => atoms::unix(),
+    }
+}
+
 fn link_figures<'a>(env: Env<'a>, link: &Link) -> Pairs<'a> {
     let (own, transit, dropped) = link.queue_figures();
     let s = &link.stats;
@@ -177,6 +185,7 @@ fn link_figures<'a>(env: Env<'a>, link: &Link) -> Pairs<'a> {
         (atoms::peer(), bin(env, &link.peer.name)),
         (atoms::peer_id(), bin(env, &link.peer.id.to_string())),
         (atoms::remote(), bin(env, &link.remote.to_string())),
+        (atoms::transport(), transport_atom(link.transport).encode(env)),
         (atoms::bytes_in(), count(&s.bytes_in)),
         (atoms::bytes_out(), count(&s.bytes_out)),
         (atoms::packets_in(), count(&s.packets_in)),

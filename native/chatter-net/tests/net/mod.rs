@@ -46,6 +46,7 @@ pub fn config(name: &str) -> NetConfig {
         name: format!("{name}@test"),
         listen_address: Some(Ipv4Addr::LOCALHOST.into()),
         listen_port: ListenPort::Fixed(0),
+        unix_sockets: false,
         advertise: Vec::new(),
         key: key('f'),
         encryption: true,
