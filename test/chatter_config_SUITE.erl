@@ -115,6 +115,7 @@ good() ->
         ]},
         {key_file, [{F, "/etc/k"} || F <- ["/etc/k", <<"/etc/k">>, '/etc/k']]},
         {encryption, [{true, true}, {false, false}]},
+        {unix_sockets, [{true, true}, {false, false}]},
         {links, [{auto, auto}, {static, static}]},
         {multicast, [{true, true}, {false, false}]},
         {log_level, [
@@ -191,6 +192,7 @@ bad() ->
         {key, ["", <<>>, abc, 12345, [256 bsl 20], [$a | $b], ["nested"], <<1:3>>]},
         {key_file, ["", <<>>, '', 5, <<255>>]},
         {encryption, [yes, "true", 1, <<"true">>]},
+        {unix_sockets, [yes, "true", 1]},
         {links, [mesh, "static", true]},
         {multicast, [yes, 0, "false"]},
         {log_level, [loud, all, none, "info", 7]},

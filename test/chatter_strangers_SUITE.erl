@@ -189,7 +189,7 @@ stranger(Config, {Host, Shown}, Key, Pattern) ->
     #{refused_connections := Before} = on(A, fun chatter:info/0),
     undisturbed(Config, Shown, Pattern, fun(_) ->
         D = start(d, #{links => static, neighbours => [{Host, Port}],
-                       chatter => [Key, {reconnect_max_ms, 100}]}),
+                       chatter => [Key, {reconnect_max_ms, 100}, {unix_sockets, false}]}),
         wait_until(fun() -> #{refused_connections := N} = on(A, fun chatter:info/0),
                             N >= Before + 5 orelse N end, ?TIMEOUT_MS),
         ?assertEqual({[], []}, on(D, fun() -> {chatter:neighbours(), chatter:nodes()} end)),
