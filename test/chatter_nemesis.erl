@@ -78,9 +78,9 @@ read(File, Given) ->
              end,
     Load = maps:merge(#{rate => 10000, every_ms => 50, sizes => [{1, 10}]},
                       maps:get(load, Scenario)),
-    Concurrent = case maps:get(faults, Scenario) of
-                     {random, #{concurrent := Most}} -> Most;
-                     _ -> length(Faults)
+    Concurrent = case Scenario of
+                     #{faults := {random, #{concurrent := Most}}} -> Most;
+                     _ -> maps:get(concurrent, Scenario, length(Faults))
                  end,
     Scenario#{topology => Topology, faults => Faults, load => Load, concurrent => Concurrent}.
 

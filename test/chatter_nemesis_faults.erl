@@ -27,18 +27,14 @@
 -define(NOTICED_MS, 1500).
 
 -spec play(run(), chatter_nemesis_plan:fault(), non_neg_integer()) -> ok.
-play(#{table := Table} = Run, {kill, I}, ForMs) ->
-    #{} = Peer = peer(Run, I),
-    Life = life(Run, I),
-    window(Run, I, killed, fun() ->
-        Report = call(Run, I, chatter_nemesis_node, report),
-        true = ets:insert(Table, {{report, I, Life}, until_now(Report)}),
-        true = ets:insert(Table, {{away, I}, killed}),
-        ok = chatter_cluster:kill9(Peer),
-        pause(ForMs),
-        Again = start(Run, I),
-        true = ets:delete(Table, {away, I}),
-        ok = work(Run, Again)
+play(Run, {kill, I}, ForMs) ->
+    restart(Run, I, ForMs, fun chatter_cluster:kill9/1);
+play(Run, {drain, I}, ForMs) ->
+    ok = call(Run, I, chatter, drain, [true]),
+    restart(Run, I, ForMs, fun(Peer) ->
+        ok = chatter_cluster:call(Peer, init, stop, []),
+        _ = chatter_work:await_gone(Peer),
+        ok = chatter_cluster:stop(Peer)
     end);
 play(#{hold_ms := HoldMs} = Run, {stop, I}, ForMs) when ForMs > HoldMs ->
     window(Run, I, stopped, fun() -> stop(Run, I, ForMs), pause(?NOTICED_MS) end);
@@ -66,6 +62,20 @@ play(Run, {delay, A, B, Ms}, ForMs) -> shaped(Run, A, B, [{delay, Ms}], ForMs);
 play(Run, {loss, A, B, Percent}, ForMs) -> shaped(Run, A, B, [{loss, Percent}], ForMs);
 play(Run, {mess, A, B}, ForMs) ->
     shaped(Run, A, B, [{loss, 3}, {duplicate, 3}, {reorder, 5}], ForMs).
+
+restart(#{table := Table} = Run, I, ForMs, End) ->
+    Peer = peer(Run, I),
+    Life = life(Run, I),
+    window(Run, I, killed, fun() ->
+        Report = call(Run, I, chatter_nemesis_node, report),
+        true = ets:insert(Table, {{report, I, Life}, until_now(Report)}),
+        true = ets:insert(Table, {{away, I}, killed}),
+        _ = End(Peer),
+        pause(ForMs),
+        Again = start(Run, I),
+        true = ets:delete(Table, {away, I}),
+        ok = work(Run, Again)
+    end).
 
 shaped(#{lab := Lab} = Run, A, B, Settings, ForMs) ->
     Pairs = chatter_lab:both([{A, B}]),

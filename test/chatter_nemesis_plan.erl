@@ -20,6 +20,7 @@
 -type network() :: switch | bridge | loopback.
 
 %% kill    SIGKILL; started again after the time given
+%% drain   chatter:drain/1, init:stop/0, and started again after the time given
 %% stop    SIGSTOP, SIGCONT after the time given
 %% cut     both: nothing passes; forth: nothing passes from the first to the second
 %% reset   a TCP RST to both ends
@@ -28,7 +29,7 @@
 %% loss    percent of the frames in each direction
 %% mess    3 % lost, 3 % repeated, 5 % out of order in each direction
 %% sever   erlang:disconnect_node/1: a planted violation, never drawn
--type fault() :: {kill | stop, pos_integer()}
+-type fault() :: {kill | drain | stop, pos_integer()}
                | {cut, pos_integer(), pos_integer(), both | forth}
                | {reset | drop | mess | sever, pos_integer(), pos_integer()}
                | {delay, pos_integer(), pos_integer(), Ms :: pos_integer()}
@@ -76,9 +77,9 @@ neighbours(I, Links) -> [B || {A, B} <- Links, A =:= I] ++ [A || {A, B} <- Links
 
 %% The kinds that a network can play.
 -spec kinds(network()) -> [atom()].
-kinds(switch) -> [kill, stop, cut, reset, delay, loss, mess, drop];
-kinds(bridge) -> [kill, stop, cut, drop];
-kinds(loopback) -> [kill, stop, drop].
+kinds(switch) -> [kill, drain, stop, cut, reset, delay, loss, mess, drop];
+kinds(bridge) -> [kill, drain, stop, cut, drop];
+kinds(loopback) -> [kill, drain, stop, drop].
 
 %% Random faults, all by the seed: `count` of them, gap_ms apart, at most `concurrent` at a time,
 %% of `kinds` (one that stands twice is twice as likely), each of which leaves a route.
@@ -105,7 +106,7 @@ plan(Left, Now, Active, #{gap_ms := {Least, Most}} = Opts, Topology, Rand) ->
             plan(Left, Now + Gap div 4, Still, Opts, Topology, Rand2)
     end.
 
-felt({{kill, _}, ForMs}) -> ForMs + ?KILL_TAIL_MS;
+felt({{Kind, _}, ForMs}) when Kind =:= kill; Kind =:= drain -> ForMs + ?KILL_TAIL_MS;
 felt({_, ForMs}) -> ForMs + ?TAIL_MS.
 
 draw(#{kinds := Kinds}, {N, Links}, Rand) ->
@@ -117,7 +118,8 @@ draw(#{kinds := Kinds}, {N, Links}, Rand) ->
     {Share, Rand5} = rand:uniform_s(Rand4),
     {fault(Kind, Node, {A, B}, Share), Rand5}.
 
-fault(kill, Node, _, Share) -> {{kill, Node}, round(1500 * Share)};
+fault(Kind, Node, _, Share) when Kind =:= kill; Kind =:= drain ->
+    {{Kind, Node}, round(1500 * Share)};
 %% As many short ones as long ones.
 fault(stop, Node, _, Share) -> {{stop, Node}, round(50 * math:pow(100, Share))};
 fault(cut, _, {A, B}, Share) when Share < 0.5 -> {{cut, A, B, both}, lasts(2 * Share)};
@@ -142,17 +144,17 @@ between(Least, Most, Rand) ->
 -spec leaves_route(fault(), [fault()], {pos_integer(), [link()]}) -> boolean().
 leaves_route(Fault, Active, {N, Links}) ->
     Faults = [Fault | Active],
-    Away = lists:usort([I || {Kind, I} <- Faults, Kind =:= kill orelse Kind =:= stop]),
+    AtNodes = [I || {_, I} <- Faults],
+    Away = lists:usort(AtNodes),
     Broken = [L || F <- Faults, L <- taken(F)],
     Left = Links -- Broken,
     Alive = lists:seq(1, N) -- Away,
-    length(Away) =:= length([F || {Kind, _} = F <- Faults, Kind =:= kill orelse Kind =:= stop])
+    length(Away) =:= length(AtNodes)
         andalso length(Broken) =:= length(lists:usort(Broken))
         andalso connected(Alive, Left)
         andalso lists:all(fun(I) -> neighbours(I, Left) -- Away =/= [] end, Away).
 
-taken({kill, _}) -> [];
-taken({stop, _}) -> [];
+taken({_, _}) -> [];
 taken(Fault) -> [link(element(2, Fault), element(3, Fault))].
 
 connected([], _) -> false;
