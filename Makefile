@@ -78,6 +78,10 @@ conformance: setup build              ## OTP's own suites over Chatter and over 
 nemesis: setup build                  ## faults against real nodes under load (half an hour, root)
 	@test/lab/run nemesis SCENARIO=$(SCENARIO) SEED=$(SEED) MESSAGES=$(MESSAGES) FAULTS=$(FAULTS)
 
+# make failover ROUNDS=20 ONLY=relay_killed,link_cut
+failover: setup build                 ## how long failures are felt, as a table with the bar (root)
+	@test/lab/run failover ROUNDS=$(ROUNDS) SEED=$(SEED) ONLY=$(ONLY)
+
 fmt:                                  ## format the Rust sources
 	@cargo fmt --all
 

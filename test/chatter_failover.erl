@@ -129,22 +129,22 @@ gap(What, Lab, {A, B}, Peers) ->
     R = relay_in_use(maps:without([A, B], Peers)),
     pause(rand:uniform(?SPREAD_MS)),
     _ = on(PeerB, take, []),
-    Next = case What of
-               relay_killed ->
-                   ok = chatter_cluster:kill9(maps:get(R, Peers)),
-                   pause(700),
-                   Gap = on(PeerB, take, []),
-                   Peers#{R := start(Lab, R, get(links))};
-               link_cut ->
-                   Pairs = chatter_lab:both([{R, case rand:uniform(2) of 1 -> A; 2 -> B end}]),
-                   ok = chatter_lab:cut(Lab, Pairs),
-                   pause(2500),
-                   Gap = on(PeerB, take, []),
-                   ok = chatter_lab:heal(Lab, Pairs),
-                   Peers
-           end,
+    {Gap, Next} = fail(What, Lab, {A, B, R}, Peers),
     settled(Next),
     {[{What, Gap / 1000}], Next}.
+
+fail(relay_killed, Lab, {_, B, R}, Peers) ->
+    ok = chatter_cluster:kill9(maps:get(R, Peers)),
+    pause(700),
+    Gap = on(maps:get(B, Peers), take, []),
+    {Gap, Peers#{R := start(Lab, R, get(links))}};
+fail(link_cut, Lab, {A, B, R}, Peers) ->
+    Pairs = chatter_lab:both([{R, case rand:uniform(2) of 1 -> A; 2 -> B end}]),
+    ok = chatter_lab:cut(Lab, Pairs),
+    pause(2500),
+    Gap = on(maps:get(B, Peers), take, []),
+    ok = chatter_lab:heal(Lab, Pairs),
+    {Gap, Peers}.
 
 %% The one that passes on more: of two equally short ways a channel takes one.
 relay_in_use(Relays) ->
