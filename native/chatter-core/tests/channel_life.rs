@@ -272,3 +272,20 @@ fn relays_pass_on_refuse_and_answer() {
         now += Duration::from_secs(1);
     }
 }
+
+/// Given a channel that is closed while there is no route, so that nobody takes its RESET, expect it to
+/// be forgotten after the same time as with one. Found by seed 773 of chatter-sim.
+#[test]
+fn a_channel_without_a_route_ends_as_well() {
+    let mut now = start();
+    let (mut a, _) = pair(now);
+    assert!(a.close(ResetReason::Closed, now));
+    for _ in 0..8 {
+        a.handle_timeout(now);
+        assert_eq!(a.state(), State::Closing);
+        now += RETRY;
+    }
+    a.handle_timeout(now);
+    assert_eq!(a.state(), State::Closed);
+    assert!(!a.wants_service());
+}

@@ -209,8 +209,15 @@ impl Outgoing {
         if let Some(sender) = self.sender.as_mut() {
             sender.handle_timeout(now);
         }
-        let due = self.ask_at.is_some_and(|at| now >= at);
-        if self.state == State::Closing && due && self.asked >= RESET_TRIES {
+        if self.state != State::Closing {
+            return;
+        }
+        // Without a route nobody asks for RESET: the tries that were due are over all the same.
+        while let Some(at) = self.ask_at.filter(|at| now >= *at + self.settings.setup_retry) {
+            self.ask_at = Some(at + self.settings.setup_retry);
+            self.asked += 1;
+        }
+        if self.ask_at.is_some_and(|at| now >= at) && self.asked >= RESET_TRIES {
             self.over();
         }
     }
