@@ -29,6 +29,15 @@ test: setup test-rust test-erlang     ## all tests of Rust and Erlang
 
 test-rust:                            ## the tests of the Rust crates alone
 	@$(STEP) cargo-test "test the Rust crates" cargo test --workspace --locked
+	@$(MAKE) -s test-sim
+
+# make test-sim SEEDS=2000 FROM=1
+SEEDS ?= 2000
+FROM ?= 1
+.PHONY: test-sim
+test-sim:                             ## simulated clusters, 200 faults for each of 2,000 seeds
+	@$(STEP) sim "simulate $(SEEDS) clusters from seed $(FROM)" \
+	    cargo run --locked -p chatter-sim -- seeds $(SEEDS) --from $(FROM)
 
 # make test-erlang SUITE=chatter_boot_SUITE CASE=port_taken
 test-erlang: build                    ## Common Test alone; SUITE=..., CASE=... to choose
@@ -65,11 +74,14 @@ bench: setup build                    ## the figures against stock, as a table w
 bench-spf: setup                      ## how long shortest paths take
 	@cargo bench --locked -p chatter-core --bench spf -- --quiet
 
-# make soak CHANGES=1000000
+# make soak CHANGES=1000000 SEEDS=100000 FROM=1
 CHANGES ?= 1000000
-soak: setup                           ## long runs of the random tests; CHANGES=... of topology
+soak: setup                           ## long runs of the random tests; CHANGES=... of topology, SEEDS=...
 	@CHATTER_CHANGES=$(CHANGES) $(STEP) soak-routing "routing tables after $(CHANGES) changes" \
 	    cargo test --release --locked -p chatter-core --test routing_changes
+	@$(MAKE) -s test-sim SEEDS=$(if $(filter 2000,$(SEEDS)),100000,$(SEEDS))
+	@$(STEP) cold "cold start of 1,000 simulated nodes" \
+	    cargo run --locked -p chatter-sim -- cold 1000
 
 conformance: setup build              ## OTP's own suites over Chatter and over stock
 	@test/conformance/run $(CONFORMANCE)

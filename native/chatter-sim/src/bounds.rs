@@ -1,0 +1,52 @@
+//! Looks at everything that must have a limit.
+
+use crate::channels::MAX_CHANNELS;
+use crate::world::World;
+
+impl World {
+    pub(crate) fn check_bounds(&mut self) {
+        let limits = self.scenario.limits;
+        let batch = self.scenario.load.batch * (self.scenario.load.large + 1024);
+        let nodes = self.scenario.nodes as u64;
+        for at in 0..self.hosts.len() {
+            let host = &self.hosts[at];
+            if !host.alive {
+                continue;
+            }
+            let mut found: Vec<(&str, u64, u64)> = Vec::new();
+            for link in host.links.values() {
+                let transit = link.queue.transit_bytes() as u64;
+                found.push(("transit queue", transit, limits.relay_queue as u64));
+            }
+            for channel in host.channels.all.values() {
+                let ahead = channel.inc.receiver().ahead_bytes();
+                found.push(("reorder buffer", ahead, limits.window + limits.window / 2));
+                found.push(("inbox", channel.inbox.waiting, limits.window + limits.window / 4));
+            }
+            let own: usize = host.links.values().map(|link| link.queue.own_bytes()).sum();
+            // Every channel may have its window on a link once, and once more after a change of routes.
+            let windows = host.channels.all.len() as u64 * limits.window * 3;
+            found.push(("own queues", own as u64, limits.link_queue as u64 + windows));
+            let retained = host.channels.retained as u64;
+            found.push(("retained", retained, limits.retransmit_memory as u64 + 8 * batch));
+            found.push(("LSDB", host.control.lsdb_len() as u64, nodes));
+            found.push(("channels", host.channels.all.len() as u64, MAX_CHANNELS as u64));
+            for (what, value, limit) in found {
+                if value > limit {
+                    self.checker.bound(at, what, value, limit);
+                }
+            }
+        }
+        for wire in 0..self.net.wires.len() {
+            for end in 0..2 {
+                let untaken = self.net.untaken(wire, end);
+                // What was written while there was room, and the record that filled it.
+                let limit = limits.socket + 2 * 64 * 1024;
+                if untaken > limit {
+                    let at = self.net.wires[wire].ends[end].host;
+                    self.checker.bound(at, "socket", untaken as u64, limit as u64);
+                }
+            }
+        }
+    }
+}
