@@ -376,3 +376,50 @@ fn equal_inputs_have_equal_outputs() {
     assert_eq!(trace(5), trace(5));
     assert!(trace(5).len() > 100);
 }
+
+/// Given a node that is held up for so long that the others give it up, expect that it sees the end of
+/// all of them at one time, before it sees any of them again; and all see each other in the end.
+#[test]
+fn a_node_given_up_sees_all_ends_at_once() {
+    for pause in [1_400, 2_000, 4_000] {
+        let mut sim = ring(6);
+        let before = sim.now;
+        sim.pause(3, ms(pause));
+        sim.run_for(ms(pause + 20));
+        sim.join(2, 3);
+        sim.join(3, 4);
+        sim.run_for(ms(6_000));
+        let mut downs = Vec::new();
+        let mut first_up = None;
+        for (at, event) in sim.hosts[3].events.iter().filter(|(at, _)| *at > before) {
+            match event {
+                ControlEvent::NodeDown { .. } => downs.push(*at),
+                ControlEvent::NodeUp { .. } => first_up = first_up.or(Some(*at)),
+                _ => {}
+            }
+        }
+        assert_eq!(downs.len(), 5, "after {pause} ms: {:?}", sim.hosts[3].events);
+        assert!(downs.iter().all(|at| *at == downs[0] && first_up.is_none_or(|up| *at <= up)));
+        for at in (0..6).filter(|&at| at != 3) {
+            let sees: String = story(&sim, 3, sim.id(at));
+            assert_eq!(sees.replace(['?', '!'], ""), "+1-1+1", "n{at} after {pause} ms");
+            assert!(sim.hosts[at].control.is_reachable(sim.id(3)));
+        }
+    }
+}
+
+/// Given that every node is held up at once, as when the machine under them is, expect nobody to be
+/// given up.
+#[test]
+fn a_pause_of_all_ends_nothing() {
+    let mut sim = ring(6);
+    for at in 0..6 {
+        sim.pause(at, ms(4_000));
+    }
+    sim.run_for(ms(8_000));
+    for at in 0..6 {
+        for other in (0..6).filter(|&other| other != at) {
+            assert_eq!(story(&sim, at, sim.id(other)), "+1", "n{at} of n{other}");
+        }
+    }
+}

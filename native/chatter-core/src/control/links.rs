@@ -164,6 +164,7 @@ impl Control {
             self.refuse(link, reason);
         }
         self.events.push_back(ControlEvent::LinkDown { link, peer });
+        self.gone_after_held_up(link);
     }
 
     fn refuse(&mut self, link: LinkId, reason: CloseReason) {

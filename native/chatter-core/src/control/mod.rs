@@ -4,6 +4,7 @@ mod adjacency;
 mod config;
 mod event;
 mod flooding;
+mod held_up;
 mod links;
 mod nodes;
 mod routing;
@@ -25,6 +26,7 @@ use throttle::{Throttle, jitter};
 
 use self::config::ms;
 use self::flooding::Origination;
+use self::held_up::HeldUp;
 use crate::dialer::{Dialer, NeighbourId, NeighbourInfo, NeighbourSpec};
 use crate::ids::{Incarnation, LinkId, NodeId};
 use crate::lsdb::Lsdb;
@@ -68,6 +70,7 @@ pub struct Control {
     rng: Xoshiro256PlusPlus,
     now: Instant,
     stopped: bool,
+    held_up: Option<HeldUp>,
 
     links: BTreeMap<LinkId, Adjacency>,
     by_peer: BTreeMap<NodeId, LinkId>,
@@ -111,6 +114,7 @@ impl Control {
             me,
             now,
             stopped: false,
+            held_up: None,
             links: BTreeMap::new(),
             by_peer: BTreeMap::new(),
             nodes: Nodes::default(),
@@ -403,10 +407,6 @@ impl Control {
     }
 
     // ===== helpers =====
-
-    fn advance(&mut self, now: Instant) {
-        self.now = self.now.max(now);
-    }
 
     /// Does what has become due: originate, compute paths, dial.
     fn settle(&mut self) {

@@ -48,7 +48,7 @@ impl Control {
         self.events.append(self.nodes.events());
     }
 
-    /// Publishes an empty table: this node is leaving.
+    /// Publishes an empty table and reports all nodes as down: this node leaves, or has been given up.
     pub(super) fn forget_routes(&mut self) {
         self.publish(ForwardingTable::default());
         self.nodes.all_over();
