@@ -43,7 +43,8 @@
     epmd_max_names := pos_integer(), epmd_max_old_names := pos_integer(),
     hello_ms := pos_integer(), hold_ms := pos_integer(), unreachable_ms := non_neg_integer(),
     reconnect_min_ms := pos_integer(), reconnect_max_ms := pos_integer(),
-    setup_retry_ms := pos_integer(), handshake_timeout_ms := pos_integer(),
+    setup_retry_ms := pos_integer(), gap_timeout_ms := pos_integer(),
+    handshake_timeout_ms := pos_integer(),
     lsp_refresh_s := pos_integer(), drain_ms := non_neg_integer(),
     channel_window := pos_integer(), retransmit_memory := pos_integer(),
     link_queue := pos_integer(), relay_queue := pos_integer(), max_frame := pos_integer(),
@@ -115,7 +116,7 @@ defaults() ->
         epmd_max_names => 4000, epmd_max_old_names => 1000,
         hello_ms => 250, hold_ms => 1000, unreachable_ms => 500,
         reconnect_min_ms => 50, reconnect_max_ms => 10000,
-        setup_retry_ms => 250, handshake_timeout_ms => 5000,
+        setup_retry_ms => 250, gap_timeout_ms => 10000, handshake_timeout_ms => 5000,
         lsp_refresh_s => 900, drain_ms => 1000,
         channel_window => 8 * ?MIB, retransmit_memory => 256 * ?MIB,
         link_queue => 4 * ?MIB, relay_queue => 16 * ?MIB, max_frame => 2 * ?GIB - 1,
@@ -149,6 +150,7 @@ check(reconnect_min_ms, V) -> within(10, 60000, V);
 check(reconnect_max_ms, V) -> within(10, 3600000, V);
 check(lsp_refresh_s, V) -> within(10, 2700, V);
 check(setup_retry_ms, V) -> within(10, 10000, V);
+check(gap_timeout_ms, V) -> within(100, 600000, V);
 check(handshake_timeout_ms, V) -> within(100, 60000, V);
 check(drain_ms, V) -> within(0, 60000, V);
 check(channel_window, V) -> within(64 * ?KIB, ?GIB, V);

@@ -7,15 +7,12 @@ use crate::ids::{ChannelIndex, NodeId};
 use crate::wire::data::{Ack, DropReason, Open, Opened, Reset, ResetReason, Unreachable};
 use crate::wire::packet::Packet as OutPacket;
 use crate::wire::reader::{Reader, WireError};
-use crate::wire::routed::RoutedHeader;
+use crate::wire::routed::{HOP_LIMIT_AT, RoutedHeader};
 use crate::wire::{PACKET_HEADER_LEN, Packet, PacketType, packet_header};
 
 /// RESET and UNREACHABLE answers per second: a flood of strays must not be answered by another.
 const COMPLAINTS_PER_S: u32 = 100;
 const COMPLAINTS_EVERY: Duration = Duration::from_secs(1);
-
-/// Offset of the hop limit in a routed packet.
-const HOP_LIMIT_AT: usize = PACKET_HEADER_LEN + 1;
 
 /// A routed packet, read as far as its place needs.
 #[derive(Clone, PartialEq, Eq, Debug)]

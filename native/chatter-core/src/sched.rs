@@ -1,11 +1,17 @@
 //! What a link sends next: control first, then deficit round robin over the queues of own channels
 //! and of transit (Shreedhar and Varghese, 1995), so that neither starves the other.
 //!
-//! The scheduler knows packets only by their length and by the queue they belong to.
+//! The scheduler knows packets only by their length and by the queue they belong to. Transit that has
+//! waited for long leaves with a mark, so that its source sends less (RFC 3168 does this for IP).
 
 use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
 
 use crate::wire::packet::Packet;
+use crate::wire::routed;
+
+/// Transit that waits longer than this is marked.
+pub const MARK_AFTER: Duration = Duration::from_millis(5);
 
 /// Bytes that a queue may send per round.
 const QUANTUM: usize = 16 * 1024 + 64;
@@ -21,7 +27,8 @@ pub enum QueueKey {
 
 #[derive(Default)]
 struct Queue {
-    packets: VecDeque<Packet>,
+    /// With the time of arrival, for transit.
+    packets: VecDeque<(Packet, Option<Instant>)>,
     bytes: usize,
     deficit: usize,
 }
@@ -37,6 +44,7 @@ pub struct Scheduler {
     transit_bytes: usize,
     limits: SchedulerLimits,
     dropped: u64,
+    marked: u64,
 }
 
 /// Bounds of a link's queues.
@@ -60,6 +68,7 @@ impl Scheduler {
             transit_bytes: 0,
             limits,
             dropped: 0,
+            marked: 0,
         }
     }
 
@@ -77,13 +86,13 @@ impl Scheduler {
     /// from the VM while [`Scheduler::own_bytes`] is high.
     pub fn push_own(&mut self, channel: u32, packet: Packet) {
         self.own_bytes += packet.len();
-        self.push(QueueKey::Own(channel), packet);
+        self.push(QueueKey::Own(channel), packet, None);
     }
 
-    /// Queues a packet that is relayed.
-    pub fn push_transit(&mut self, hash: u64, packet: Packet) {
+    /// Queues a packet that is relayed and arrived at `now`.
+    pub fn push_transit(&mut self, hash: u64, packet: Packet, now: Instant) {
         self.transit_bytes += packet.len();
-        self.push(QueueKey::Transit(hash), packet);
+        self.push(QueueKey::Transit(hash), packet, Some(now));
         while self.transit_bytes > self.limits.transit_bytes {
             self.drop_from_fattest();
         }
@@ -104,13 +113,33 @@ impl Scheduler {
         self.dropped
     }
 
+    /// Packets of transit that have left with a mark so far.
+    pub fn marked(&self) -> u64 {
+        self.marked
+    }
+
+    /// Takes all transit out, by queue and in order, with the hash that it was queued under: the link is
+    /// gone, and there may be another way.
+    pub fn take_transit(&mut self) -> Vec<(u64, Packet)> {
+        let mut taken = Vec::new();
+        let keys: Vec<QueueKey> = self.active.iter().copied().collect();
+        for key in keys {
+            let QueueKey::Transit(hash) = key else { continue };
+            let queue = self.queues.remove(&key).unwrap_or_default();
+            taken.extend(queue.packets.into_iter().map(|(packet, _)| (hash, packet)));
+        }
+        self.active.retain(|key| matches!(key, QueueKey::Own(_)));
+        self.transit_bytes = 0;
+        taken
+    }
+
     /// Whether nothing is queued.
     pub fn is_empty(&self) -> bool {
         self.control.is_empty() && self.active.is_empty()
     }
 
-    /// The next packet to send.
-    pub fn pop(&mut self) -> Option<Packet> {
+    /// The next packet to send, at `now`.
+    pub fn pop(&mut self, now: Instant) -> Option<Packet> {
         if let Some(packet) = self.control.pop_front() {
             self.control_bytes -= packet.len();
             return Some(packet);
@@ -118,7 +147,7 @@ impl Scheduler {
         loop {
             let key = *self.active.front()?;
             let queue = self.queues.get_mut(&key)?;
-            let len = queue.packets.front().map_or(0, Packet::len);
+            let len = queue.packets.front().map_or(0, |(packet, _)| packet.len());
             if queue.deficit < len {
                 queue.deficit += QUANTUM;
                 if self.active.len() > 1 {
@@ -126,13 +155,13 @@ impl Scheduler {
                 }
                 continue;
             }
-            return self.pop_from(key);
+            return self.pop_from(key, now);
         }
     }
 
-    fn pop_from(&mut self, key: QueueKey) -> Option<Packet> {
+    fn pop_from(&mut self, key: QueueKey, now: Instant) -> Option<Packet> {
         let queue = self.queues.get_mut(&key)?;
-        let packet = queue.packets.pop_front()?;
+        let (mut packet, arrived) = queue.packets.pop_front()?;
         queue.deficit -= packet.len();
         queue.bytes -= packet.len();
         let empty = queue.packets.is_empty();
@@ -140,16 +169,20 @@ impl Scheduler {
         if empty {
             self.retire(key);
         }
+        if arrived.is_some_and(|at| now.saturating_duration_since(at) > MARK_AFTER) {
+            routed::mark_delayed(&mut packet);
+            self.marked += 1;
+        }
         Some(packet)
     }
 
-    fn push(&mut self, key: QueueKey, packet: Packet) {
+    fn push(&mut self, key: QueueKey, packet: Packet, arrived: Option<Instant>) {
         let queue = self.queues.entry(key).or_default();
         if queue.packets.is_empty() {
             self.active.push_back(key);
         }
         queue.bytes += packet.len();
-        queue.packets.push_back(packet);
+        queue.packets.push_back((packet, arrived));
     }
 
     fn count(&mut self, key: QueueKey, len: usize) {
@@ -178,7 +211,7 @@ impl Scheduler {
             .map(|(key, _)| *key);
         let Some(key) = fattest else { return };
         let Some(queue) = self.queues.get_mut(&key) else { return };
-        if let Some(packet) = queue.packets.pop_back() {
+        if let Some((packet, _)) = queue.packets.pop_back() {
             queue.bytes -= packet.len();
             let empty = queue.packets.is_empty();
             self.count(key, packet.len());
@@ -198,33 +231,38 @@ mod tests {
         Scheduler::new(SchedulerLimits { transit_bytes, control_bytes: 1000 })
     }
 
+    #[expect(clippy::disallowed_methods, reason = "any base of virtual time")]
+    fn start() -> Instant {
+        Instant::now()
+    }
+
     fn packet(tag: u8, len: usize) -> Packet {
         Packet::from(vec![tag; len])
     }
 
     #[test]
     fn control_overtakes_data() {
-        let mut s = scheduler(10_000);
+        let (mut s, now) = (scheduler(10_000), start());
         s.push_own(1, packet(1, 100));
         s.push_control(packet(2, 10));
-        assert_eq!(s.pop().unwrap().head[0], 2);
-        assert_eq!(s.pop().unwrap().head[0], 1);
-        assert!(s.pop().is_none() && s.is_empty());
+        assert_eq!(s.pop(now).unwrap().head[0], 2);
+        assert_eq!(s.pop(now).unwrap().head[0], 1);
+        assert!(s.pop(now).is_none() && s.is_empty());
     }
 
     #[test]
     fn queues_share_bytes_not_packets() {
         // Given a queue of large and one of small packets, expect equal bytes from both.
-        let mut s = scheduler(100_000_000);
+        let (mut s, now) = (scheduler(100_000_000), start());
         for _ in 0..1000 {
             s.push_own(1, packet(1, 16_000));
         }
         for _ in 0..100_000 {
-            s.push_transit(2, packet(2, 160));
+            s.push_transit(2, packet(2, 160), now);
         }
         let mut sent = [0usize; 3];
         while sent[1] + sent[2] < 8_000_000 {
-            let p = s.pop().unwrap();
+            let p = s.pop(now).unwrap();
             sent[p.head[0] as usize] += p.len();
         }
         let ratio = sent[1] as f64 / sent[2] as f64;
@@ -233,12 +271,12 @@ mod tests {
 
     #[test]
     fn order_within_a_queue_is_kept() {
-        let mut s = scheduler(100_000);
+        let (mut s, now) = (scheduler(100_000), start());
         for i in 0..100 {
             s.push_own(u32::from(i % 3), packet(i, 50));
         }
         let mut last = [None; 3];
-        while let Some(p) = s.pop() {
+        while let Some(p) = s.pop(now) {
             let tag = p.head[0];
             let slot = &mut last[usize::from(tag % 3)];
             assert!(slot.is_none_or(|l| l < tag));
@@ -248,25 +286,55 @@ mod tests {
 
     #[test]
     fn the_fattest_transit_queue_is_cut() {
-        let mut s = scheduler(1_000);
-        s.push_transit(1, packet(1, 100));
+        let (mut s, now) = (scheduler(1_000), start());
+        s.push_transit(1, packet(1, 100), now);
         for _ in 0..20 {
-            s.push_transit(2, packet(2, 100));
+            s.push_transit(2, packet(2, 100), now);
         }
         assert!(s.transit_bytes() <= 1_000);
         assert_eq!(s.dropped(), 11);
-        let tags: Vec<u8> = std::iter::from_fn(|| s.pop()).map(|p| p.head[0]).collect();
+        let tags: Vec<u8> = std::iter::from_fn(|| s.pop(now)).map(|p| p.head[0]).collect();
         assert_eq!(tags.iter().filter(|t| **t == 1).count(), 1, "the thin one keeps its packet");
         assert_eq!(s.transit_bytes(), 0);
     }
 
     #[test]
     fn control_is_bounded() {
-        let mut s = scheduler(1_000);
+        let (mut s, now) = (scheduler(1_000), start());
         for _ in 0..30 {
             s.push_control(packet(1, 100));
         }
-        assert_eq!(std::iter::from_fn(|| s.pop()).count(), 10);
+        assert_eq!(std::iter::from_fn(|| s.pop(now)).count(), 10);
         assert_eq!(s.dropped(), 20);
+    }
+
+    #[test]
+    fn transit_that_waited_is_marked() {
+        // Given packets of this node and of others, expect a mark on those of others that waited for
+        // longer than the limit, in the right byte, and on nothing else.
+        let (mut s, now) = (scheduler(100_000), start());
+        let soon = now + MARK_AFTER;
+        s.push_transit(2, packet(0, 50), now);
+        assert!(s.pop(soon).unwrap().head.iter().all(|byte| *byte == 0));
+        s.push_own(1, packet(0, 50));
+        s.push_transit(2, packet(0, 50), now);
+        s.push_transit(2, packet(0, 50), soon);
+        let late = soon + Duration::from_millis(1);
+        let marked = |p: Packet| p.head[7] == 1 && p.head.iter().filter(|b| **b != 0).count() == 1;
+        let marks = (0..3).filter(|_| marked(s.pop(late).unwrap())).count();
+        assert_eq!((marks, s.marked(), s.is_empty()), (1, 1, true));
+    }
+
+    #[test]
+    fn transit_is_taken_from_a_dead_link() {
+        let (mut s, now) = (scheduler(100_000), start());
+        for i in 0..6u8 {
+            s.push_transit(u64::from(i % 2), packet(i, 50), now);
+            s.push_own(1, packet(9, 50));
+        }
+        let taken: Vec<_> = s.take_transit().iter().map(|(hash, p)| (*hash, p.head[0])).collect();
+        assert_eq!(taken, [(0, 0), (0, 2), (0, 4), (1, 1), (1, 3), (1, 5)]);
+        assert_eq!((s.transit_bytes(), s.own_bytes()), (0, 300));
+        assert!((0..6).all(|_| s.pop(now).unwrap().head[0] == 9) && s.is_empty());
     }
 }

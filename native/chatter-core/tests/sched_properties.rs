@@ -17,6 +17,11 @@ enum Step {
     Pop(usize),
 }
 
+#[expect(clippy::disallowed_methods, reason = "any base of virtual time")]
+fn start() -> std::time::Instant {
+    std::time::Instant::now()
+}
+
 fn some_step() -> impl Strategy<Value = Step> {
     let len = prop_oneof![16..200_usize, 16..200_usize, 16..17_000_usize];
     prop_oneof![
@@ -49,15 +54,15 @@ fn run(steps: &[Step]) -> (Vec<Packet>, usize, Scheduler) {
         match *step {
             Step::Control(len) => s.push_control(packet(0, 0, number, len)),
             Step::Own(key, len) => s.push_own(key, packet(1, key.into(), number, len)),
-            Step::Transit(key, len) => s.push_transit(key, packet(2, key, number, len)),
+            Step::Transit(key, len) => s.push_transit(key, packet(2, key, number, len), start()),
             Step::Pop(n) => {
                 pushed -= 1;
-                popped.extend((0..n).map_while(|_| s.pop()));
+                popped.extend((0..n).map_while(|_| s.pop(start())));
             }
         }
         assert!(s.transit_bytes() <= LIMITS.transit_bytes);
     }
-    popped.extend(std::iter::from_fn(|| s.pop()));
+    popped.extend(std::iter::from_fn(|| s.pop(start())));
     (popped, pushed, s)
 }
 
@@ -71,7 +76,7 @@ proptest! {
         let (popped, pushed, mut s) = run(&steps);
         prop_assert_eq!(popped.len() + s.dropped() as usize, pushed);
         prop_assert_eq!((s.own_bytes(), s.transit_bytes()), (0, 0));
-        prop_assert!(s.is_empty() && s.pop().is_none());
+        prop_assert!(s.is_empty() && s.pop(start()).is_none());
         let own = steps.iter().filter(|step| matches!(step, Step::Own(..))).count();
         prop_assert_eq!(popped.iter().filter(|p| p.head[0] == 1).count(), own);
     }
@@ -107,7 +112,7 @@ proptest! {
             if key.is_multiple_of(2) {
                 s.push_own(key as u32, packet);
             } else {
-                s.push_transit(key as u64, packet);
+                s.push_transit(key as u64, packet, start());
             }
         };
         for key in 0..sizes.len() {
@@ -116,7 +121,7 @@ proptest! {
         }
         let mut sent = vec![0; sizes.len()];
         for _ in 0..rounds * sizes.len() {
-            let packet = s.pop().unwrap();
+            let packet = s.pop(start()).unwrap();
             let key = usize::from(packet.head[1]);
             sent[key] += packet.len();
             push(&mut s, key);
@@ -130,12 +135,12 @@ proptest! {
     fn the_thin_queue_keeps_its_packets(flood in 100..1_000_usize, thin in 1..30_usize) {
         let mut s = Scheduler::new(LIMITS);
         for i in 0..flood {
-            s.push_transit(1, packet(2, 1, i as u32, 1_000));
+            s.push_transit(1, packet(2, 1, i as u32, 1_000), start());
             if i < thin {
-                s.push_transit(2, packet(2, 2, i as u32, 100));
+                s.push_transit(2, packet(2, 2, i as u32, 100), start());
             }
         }
-        let popped: Vec<_> = std::iter::from_fn(|| s.pop()).collect();
+        let popped: Vec<_> = std::iter::from_fn(|| s.pop(start())).collect();
         prop_assert_eq!(popped.iter().filter(|p| p.head[1] == 2).count(), thin);
     }
 }

@@ -154,9 +154,15 @@ fn document_has_the_code_points() {
         rows.insert(format!("| {code} | {name} |"));
     }
     use ResetReason as Why;
-    for reason in
-        [Why::Closed, Why::Unknown, Why::Refused, Why::Protocol, Why::Unreachable, Why::Restarted]
-    {
+    for reason in [
+        Why::Closed,
+        Why::Unknown,
+        Why::Refused,
+        Why::Protocol,
+        Why::Unreachable,
+        Why::Restarted,
+        Why::Lost,
+    ] {
         rows.insert(format!("| {} | {} |", reason as u8, shout(&format!("{reason:?}"))));
     }
     for reason in [DropReason::NoRoute, DropReason::HopLimit] {

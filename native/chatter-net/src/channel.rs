@@ -1,7 +1,7 @@
 //! A channel as its user and the links see it: the two halves of the core under one short lock each,
 //! and the way to the other node.
 //!
-//! Locks: `tx` before `rx`, and no lock is held while a link is flushed or the user is called, except
+//! Locks: `tx` before `rx` before the table of channels, and no lock is held while a link is flushed or the user is called, except
 //! that the user's sink is called under `rx`, which keeps its data in order.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -9,14 +9,16 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use chatter_core::channel::Names;
+use chatter_core::channel::budget::may_hold_more;
 use chatter_core::channel::incoming::Incoming;
 use chatter_core::channel::life::Outgoing;
 pub use chatter_core::channel::life::State;
 use chatter_core::channel::receive::Piggyback;
-use chatter_core::channel::send::Sender;
+use chatter_core::channel::send::{Sender, SenderFigures};
 use chatter_core::ids::{ChannelIndex, Incarnation, NodeId};
 use chatter_core::wire::data::{Ack, Open, Opened, Reset, ResetReason};
 use chatter_core::wire::packet::Packet;
+use chatter_core::wire::routed::RoutedHeader;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::host::{ChannelHost, ChannelSink};
@@ -82,16 +84,12 @@ pub struct ChannelFigures {
     pub bytes_out: u64,
     /// Times that frames were granted as taken.
     pub grants: u64,
-    /// Bytes that wait for credit.
-    pub waiting_bytes: usize,
-    /// Bytes that wait for an acknowledgement.
-    pub unacked_bytes: usize,
-    /// Packets sent again.
-    pub retransmits: u64,
+    /// What the sender has to tell.
+    pub sender: SenderFigures,
     /// Packets that came twice.
     pub duplicates: u64,
-    /// Smoothed round trip in µs, delayed acknowledgements included; 0 if not known.
-    pub srtt_us: u64,
+    /// Packets that came with the mark of a relay.
+    pub marks_in: u64,
 }
 
 /// For whom a channel is made.
@@ -150,18 +148,15 @@ impl Channel {
     /// Live figures.
     pub fn figures(&self) -> ChannelFigures {
         let tx = self.tx.lock();
-        let sender = tx.half.sender();
-        let (waiting_bytes, unacked_bytes) = sender.map_or((0, 0), Sender::queued_bytes);
+        let rx = self.rx.lock();
         ChannelFigures {
             state: tx.half.state(),
             frames_out: self.frames_out.load(Ordering::Relaxed),
             bytes_out: self.bytes_out.load(Ordering::Relaxed),
             grants: self.grants.load(Ordering::Relaxed),
-            waiting_bytes,
-            unacked_bytes,
-            retransmits: sender.map_or(0, Sender::retransmits),
-            duplicates: self.rx.lock().half.receiver().duplicates(),
-            srtt_us: sender.and_then(Sender::srtt).map_or(0, |srtt| srtt.as_micros() as u64),
+            sender: tx.half.sender().map(Sender::figures).unwrap_or_default(),
+            duplicates: rx.half.receiver().duplicates(),
+            marks_in: rx.half.marks(),
         }
     }
 
@@ -203,6 +198,7 @@ impl Channel {
         let mut tx = self.tx.lock();
         if tx.half.close(reason, now) {
             self.rx.lock().half.end();
+            node.channels.closing(self.index);
             self.carry_on(&node, tx, now);
             self.want_service(&node);
         }
@@ -233,14 +229,14 @@ impl Channel {
     pub(crate) fn handle_data(
         self: &Arc<Self>,
         node: &Arc<Node>,
-        number: u64,
+        header: &RoutedHeader,
         content: &[u8],
         acks: &mut Vec<Piggyback>,
     ) {
         let ack = {
             let mut guard = self.rx.lock();
             let rx = &mut *guard;
-            if let Err(error) = rx.half.handle_data(number, content, rx.sink.as_mut(), acks) {
+            if let Err(error) = rx.half.handle_data(header, content, rx.sink.as_mut(), acks) {
                 drop(guard);
                 tracing::error!(peer = %self.peer_name, %error, "channel reset");
                 return self.fail(ResetReason::Protocol);
@@ -250,7 +246,7 @@ impl Channel {
         self.send_ack(node, ack);
         for ack in acks.drain(..) {
             let ack = Ack { next: ack.next, credit: ack.credit, ranges: Vec::new() };
-            self.handle_ack(node, &ack);
+            self.handle_ack(node, &ack, false);
         }
         self.want_service(node);
     }
@@ -267,10 +263,11 @@ impl Channel {
         }
     }
 
-    pub(crate) fn handle_ack(self: &Arc<Self>, node: &Arc<Node>, ack: &Ack) {
+    /// Takes an acknowledgement; `marked` if it tells of packets that relays have marked.
+    pub(crate) fn handle_ack(self: &Arc<Self>, node: &Arc<Node>, ack: &Ack, marked: bool) {
         let mut tx = self.tx.lock();
         let now = Instant::now();
-        tx.half.handle_ack(now, ack);
+        tx.half.handle_ack(now, ack, marked);
         self.carry_on(node, tx, now);
     }
 
@@ -282,7 +279,7 @@ impl Channel {
         self.rx.lock().half.open(opened.index);
         self.state.store(tx.half.state() as u8, Ordering::SeqCst);
         drop(tx);
-        node.channels.learn(self.index, opened.index, opened.epoch);
+        node.channels.learn(self.index, opened);
         self.host.opened();
     }
 
@@ -306,11 +303,23 @@ impl Channel {
         self.forget_if_over(node);
     }
 
-    /// The life at the other end is over.
+    /// A relay says that it dropped a packet of this channel.
+    pub(crate) fn handle_unreachable(self: &Arc<Self>, node: &Node, number: u64) {
+        self.tx.lock().half.handle_unreachable(Instant::now(), number);
+        self.want_service(node);
+    }
+
+    /// The node at the other end is gone: its life is over, or it could not be reached for too long.
+    /// Then it has to be told, should it come back.
     pub(crate) fn peer_gone(self: &Arc<Self>, node: &Arc<Node>, reason: ResetReason) {
-        let mut tx = self.tx.lock();
-        tx.half.over();
-        self.carry_on(node, tx, Instant::now());
+        {
+            let mut tx = self.tx.lock();
+            match reason {
+                ResetReason::Unreachable => tx.half.give_up(reason),
+                _ => _ = tx.half.over(),
+            }
+            self.count_retained(&mut tx);
+        }
         self.rx.lock().tell_end(reason);
         self.forget_if_over(node);
     }
@@ -342,18 +351,27 @@ impl Channel {
 
     /// Regular service while something is under way; `false` when it is not needed any more.
     pub(crate) fn handle_timer(self: &Arc<Self>, node: &Arc<Node>, now: Instant) -> bool {
-        let ack = {
+        let routed = node.next_hop(self.peer, u64::from(self.index.0)).is_some();
+        let (ack, missing) = {
             let mut rx = self.rx.lock();
-            rx.half.handle_timeout();
+            let missing = rx.half.handle_timeout(now, routed);
             rx.poll_end(now);
-            rx.half.poll_ack()
+            (rx.half.poll_ack(), missing)
         };
         self.send_ack(node, ack);
         let mut tx = self.tx.lock();
-        tx.half.handle_timeout(now);
+        if tx.half.state() == State::Opening {
+            tx.half.hold_open(!node.channels.may_open(self.peer));
+        }
+        let unheard = tx.half.handle_timeout(now, routed);
         let waits = tx.user_waits && tx.half.sender().is_some();
         let wants = tx.half.wants_service() || waits;
         self.carry_on(node, tx, now);
+        if let Some(loss) = missing.or(unheard) {
+            let packets = loss.packets;
+            tracing::error!(peer = %self.peer_name, packets, "packets lost for good: channel reset");
+            self.fail(ResetReason::Lost);
+        }
         self.forget_if_over(node);
         wants || self.rx.lock().half.wants_service()
     }
@@ -376,10 +394,13 @@ impl Channel {
 
     /// Takes the channel out of the table when neither half has anything left to do.
     fn forget_if_over(&self, node: &Node) {
-        let state = self.tx.lock().half.state();
+        let (state, farewell) = {
+            let mut tx = self.tx.lock();
+            (tx.half.state(), tx.half.take_farewell())
+        };
         self.state.store(state as u8, Ordering::SeqCst);
-        if state == State::Closed && self.rx.lock().half.is_over() {
-            node.channels.remove(self.index);
+        if state == State::Closed && (farewell.is_some() || self.rx.lock().half.is_over()) {
+            node.channels.remove(self.index, farewell);
         }
     }
 
@@ -399,9 +420,11 @@ impl Channel {
         }
     }
 
-    /// Sends OPEN for the first time.
+    /// Sends OPEN for the first time, or leaves that to the service if it is too early.
     pub(crate) fn open(self: &Arc<Self>, node: &Arc<Node>) {
-        self.carry_on(node, self.tx.lock(), Instant::now());
+        let mut tx = self.tx.lock();
+        tx.half.hold_open(!node.channels.may_open(self.peer));
+        self.carry_on(node, tx, Instant::now());
         self.want_service(node);
     }
 
@@ -424,7 +447,7 @@ impl Channel {
         true
     }
 
-    /// Brings the node's count of retained bytes up to date; whether it is over its budget.
+    /// Brings the node's count of retained bytes up to date; whether this channel has its share.
     fn count_retained(&self, tx: &mut Tx) -> bool {
         let Some(node) = self.node.upgrade() else { return false };
         let now = tx.half.sender().map_or(0, |sender| {
@@ -437,7 +460,7 @@ impl Channel {
         } else {
             node.retained.fetch_sub(was - now, Ordering::Relaxed) - (was - now)
         };
-        total > node.config.retransmit_memory
+        !may_hold_more(node.config.retransmit_memory, total, now)
     }
 
     fn want_service(self: &Arc<Self>, node: &Node) {

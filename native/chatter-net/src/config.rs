@@ -46,6 +46,9 @@ pub struct NetConfig {
     pub retransmit_memory: usize,
     /// An OPEN or RESET that is not answered is sent again after this long.
     pub setup_retry: Duration,
+    /// A packet of a channel that is missing for so long while there is a route is lost: the channel
+    /// ends. At least [`NetConfig::patience`] is given.
+    pub gap_timeout: Duration,
     /// Channels at once; one more is refused.
     pub max_channels: usize,
     /// Bytes of transit queued per link; beyond it the fattest queue loses its newest packet.
@@ -62,4 +65,13 @@ pub struct NetConfig {
     pub workers: usize,
     /// How long a thread polls its sockets after something has come in, before it sleeps.
     pub busy_poll: Duration,
+}
+
+impl NetConfig {
+    /// For how long a node may be silent before it counts as gone: a channel does not give up sooner.
+    pub fn patience(&self) -> Duration {
+        Duration::from_millis(
+            u64::from(self.control.hold_ms) + u64::from(self.control.unreachable_ms),
+        ) + Duration::from_secs(1)
+    }
 }

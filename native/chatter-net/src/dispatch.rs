@@ -6,12 +6,13 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use chatter_core::channel::receive::Piggyback;
+use chatter_core::channel::table::OpenVerdict;
 use chatter_core::ids::ChannelIndex;
 use chatter_core::relay::{self, Content, Routed};
 use chatter_core::wire::data::{DropReason, Open, Reset, ResetReason};
 use chatter_core::wire::packet::Packet as OutPacket;
 use chatter_core::wire::reader::WireError;
-use chatter_core::wire::routed::RoutedHeader;
+use chatter_core::wire::routed::{FLAG_MARKED, RoutedHeader};
 use chatter_core::wire::{Packet, PacketType, next_packet};
 
 use crate::channel::{Channel, State, Wanted};
@@ -75,6 +76,10 @@ impl Dispatch {
         }
         for link in self.relayed_to.drain(..) {
             link.flush(INLINE_BUDGET);
+            if link.is_closed() {
+                // It was lost meanwhile, and whoever emptied it may have been earlier.
+                self.node.rescue_transit(&link);
+            }
         }
         any
     }
@@ -93,7 +98,7 @@ impl Dispatch {
             Content::Data(content) => self.data(header, content),
             Content::Ack(ack) => {
                 if let Some(channel) = self.channel(header) {
-                    channel.handle_ack(&self.node, &ack);
+                    channel.handle_ack(&self.node, &ack, header.flags & FLAG_MARKED != 0);
                 }
             }
             Content::Open(open) => self.open(header, &open),
@@ -104,13 +109,17 @@ impl Dispatch {
             },
             Content::Reset(reset) => self.reset(header, &reset),
             Content::ResetAck(reset) => {
-                if let Some(channel) = self.node.channels.find_reset(header.source, &reset) {
-                    channel.handle_reset_ack(&self.node);
+                match self.node.channels.find_reset(header.source, &reset) {
+                    Some(channel) => channel.handle_reset_ack(&self.node),
+                    None => _ = self.node.channels.confirmed(header.source, &reset),
                 }
+                self.held(header);
             }
-            // The next route change or probe resends; the notice only speeds up nothing yet.
-            Content::Unreachable(_) => {
+            Content::Unreachable(notice) => {
                 self.node.stats.unreachable_notices.fetch_add(1, Ordering::Relaxed);
+                if let Some(channel) = self.node.channels.find_sent(&notice.quoted) {
+                    channel.handle_unreachable(&self.node, notice.quoted.number);
+                }
             }
             Content::None => {}
         }
@@ -123,7 +132,7 @@ impl Dispatch {
             }
             return;
         };
-        channel.handle_data(&self.node, header.number, content, &mut self.acks);
+        channel.handle_data(&self.node, header, content, &mut self.acks);
         if !self.touched.last().is_some_and(|last| Arc::ptr_eq(last, &channel)) {
             self.touched.push(channel);
         }
@@ -143,9 +152,20 @@ impl Dispatch {
     }
 
     fn open(&mut self, header: &RoutedHeader, open: &Open) {
-        if let Some(channel) = self.node.channels.find_open(header.source, open) {
-            return channel.confirm_open(&self.node);
+        let life = self.node.table().route(header.source).map(|route| route.incarnation);
+        match self.node.channels.judge_open(header.source, open, life) {
+            OpenVerdict::Known(channel) => channel.confirm_open(&self.node),
+            OpenVerdict::Stale | OpenVerdict::Wait => {}
+            OpenVerdict::New(former) => {
+                for channel in former {
+                    channel.peer_gone(&self.node, ResetReason::Restarted);
+                }
+                self.grant(header, open);
+            }
         }
+    }
+
+    fn grant(&mut self, header: &RoutedHeader, open: &Open) {
         let channel = self.node.add_channel(header.source, &Wanted::There(open));
         match channel {
             Some(channel) if self.node.host.accept(channel.clone()) => {
@@ -153,6 +173,13 @@ impl Dispatch {
             }
             Some(channel) => channel.close(ResetReason::Refused),
             None => self.refuse_channel(header, open.index, ResetReason::Refused),
+        }
+    }
+
+    /// Takes up an OPEN that waited for the end of a channel before.
+    fn held(&mut self, header: &RoutedHeader) {
+        if let Some(open) = self.node.channels.take_held(header.source) {
+            self.open(header, &open);
         }
     }
 
@@ -164,9 +191,11 @@ impl Dispatch {
                 channel.handle_reset(&self.node, reset);
             }
             None => {
+                self.node.channels.confirmed(header.source, reset);
                 self.answer(header, relay::confirm_reset(self.node.me.id, header, reset));
             }
         }
+        self.held(header);
     }
 
     fn refuse_channel(&self, header: &RoutedHeader, index: ChannelIndex, reason: ResetReason) {
@@ -186,7 +215,7 @@ impl Dispatch {
         let Some(next) = self.node.next_hop(header.destination, hash) else {
             return self.refuse(packet.kind, header, DropReason::NoRoute);
         };
-        next.queue_transit(hash, relay::forward(packet, header));
+        next.queue_transit(hash, relay::forward(packet, header), Instant::now());
         self.link.stats.relayed.fetch_add(1, Ordering::Relaxed);
         if !self.relayed_to.iter().any(|link| Arc::ptr_eq(link, &next)) {
             self.relayed_to.push(next);

@@ -10,6 +10,7 @@
 //! * [`host`] is what this crate wants from whoever embeds it (the NIF, a test).
 
 pub mod channel;
+pub mod channels;
 mod complaints;
 pub mod config;
 pub mod dial;

@@ -174,8 +174,13 @@ impl Link {
     }
 
     /// Queues a packet for another node. Flush afterwards.
-    pub fn queue_transit(&self, hash: u64, packet: Packet) {
-        self.queue.lock().push_transit(hash, packet);
+    pub fn queue_transit(&self, hash: u64, packet: Packet, now: Instant) {
+        self.queue.lock().push_transit(hash, packet, now);
+    }
+
+    /// Takes what waits here for other nodes, with the hash of its flow.
+    pub(crate) fn take_transit(&self) -> Vec<(u64, Packet)> {
+        self.queue.lock().take_transit()
     }
 
     /// Whether own traffic has reached its bound here. If so, `channel` is told when it is over.
@@ -194,10 +199,10 @@ impl Link {
         true
     }
 
-    /// Bytes queued for own channels and in transit, and packets dropped.
-    pub fn queue_figures(&self) -> (usize, usize, u64) {
+    /// Bytes queued for own channels and in transit, and packets dropped and marked.
+    pub fn queue_figures(&self) -> (usize, usize, u64, u64) {
         let queue = self.queue.lock();
-        (queue.own_bytes(), queue.transit_bytes(), queue.dropped())
+        (queue.own_bytes(), queue.transit_bytes(), queue.dropped(), queue.marked())
     }
 
     /// Whether the link has been closed.
@@ -358,10 +363,11 @@ impl LinkIo {
     /// Takes the next packets from the scheduler.
     fn take_batch(&mut self, link: &Link) {
         let mut bytes = 0;
+        let now = Instant::now();
         {
             let mut queue = link.queue.lock();
             while bytes < FILL_BYTES {
-                let Some(packet) = queue.pop() else { break };
+                let Some(packet) = queue.pop(now) else { break };
                 bytes += packet.len();
                 self.batch.push(packet);
             }

@@ -7,20 +7,21 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use chatter_core::channel::table::Table;
-use chatter_core::channel::{Names, Settings};
-use chatter_core::control::{Control, ControlEvent};
+use chatter_core::channel::Settings;
+use chatter_core::control::Control;
 use chatter_core::dialer::NeighbourId;
-use chatter_core::ids::{ChannelIndex, Incarnation, LinkId, NodeId};
+use chatter_core::ids::{Incarnation, LinkId, NodeId};
 use chatter_core::relay;
 use chatter_core::routes::ForwardingTable;
-use chatter_core::wire::data::{Open, Reset, ResetReason};
+use chatter_core::wire::data::ResetReason;
 use chatter_core::wire::identity::Identity;
-use parking_lot::{Mutex, RwLock};
+use chatter_core::wire::routed;
+use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::sync::mpsc;
 
 use crate::channel::{Channel, Wanted};
+use crate::channels::Channels;
 use crate::complaints::Complaints;
 use crate::config::{ListenPort, NetConfig};
 use crate::driver::{self, Input};
@@ -63,6 +64,8 @@ pub struct NodeStats {
     pub unreachable_notices: AtomicU64,
     /// Packets of others that we could not pass on.
     pub relay_drops: AtomicU64,
+    /// Packets of others that waited on a link when it was lost, and went on over another.
+    pub rescued: AtomicU64,
     /// Half-open handshakes that were evicted for newer ones.
     pub evicted: AtomicU64,
     /// Connections that did not become links.
@@ -75,9 +78,6 @@ pub(crate) struct Published {
     pub links: HashMap<LinkId, Arc<Link>>,
     pub direct: HashMap<NodeId, Arc<Link>>,
 }
-
-/// The channels of a node.
-pub struct Channels(RwLock<Table<Arc<Channel>>>);
 
 /// One started carrier. See the [module](self).
 pub struct Node {
@@ -129,7 +129,7 @@ impl Node {
         let (control_tx, control_rx) = mpsc::channel(CONTROL_INBOX);
         let now = Instant::now();
         let control = Control::new(config.control, me.clone(), seed, now);
-        let channels = Channels(RwLock::new(Table::new(config.max_channels)));
+        let channels = Channels::new(config.max_channels);
         let settings = Arc::new(Settings {
             me: me.id,
             incarnation: me.incarnation,
@@ -137,6 +137,7 @@ impl Node {
             window: config.channel_window,
             max_frame: config.max_frame,
             setup_retry: config.setup_retry,
+            gap_timeout: config.gap_timeout.max(config.patience()),
         });
         let node = Arc::new(Self {
             me,
@@ -212,7 +213,7 @@ impl Node {
             let links = self.links.lock().values().all(|link| link.is_drained());
             let channels = self.channels.all().iter().all(|channel| {
                 let figures = channel.figures();
-                figures.waiting_bytes + figures.unacked_bytes == 0
+                figures.sender.waiting_bytes + figures.sender.unacked_bytes == 0
             });
             if (links && channels) || Instant::now() >= until {
                 return;
@@ -296,18 +297,42 @@ impl Node {
         Identity { dial_seq, ..self.me.clone() }.encode()
     }
 
-    /// The link towards `destination`. Should it be lost already, another that leads there without a
-    /// loop: the tables are made anew at this very moment. A neighbour can always be answered over its
-    /// own link, even before the tables know it.
+    /// The link towards `destination`; an alternate if that is lost and the tables do not know it yet. A
+    /// neighbour can always be answered over its own link, even before the tables know it.
     pub(crate) fn next_hop(&self, destination: NodeId, hash: u64) -> Option<Arc<Link>> {
         let published = self.published.load();
         published
             .table
             .next_hops(destination, hash)
-            .filter_map(|link| published.links.get(&link))
-            .find(|link| !link.is_closed())
+            .find_map(|link| published.links.get(&link))
             .or_else(|| published.direct.get(&destination))
             .cloned()
+    }
+
+    /// Whether there is a way to a node.
+    pub(crate) fn is_reachable(&self, id: NodeId) -> bool {
+        self.next_hop(id, 0).is_some()
+    }
+
+    /// Hands on what waits on a link that is gone, over other links where there is a way. The rest is
+    /// lost; its sources send it again.
+    pub(crate) fn rescue_transit(&self, dead: &Link) {
+        let now = Instant::now();
+        let mut links: Vec<Arc<Link>> = Vec::new();
+        for (hash, packet) in dead.take_transit() {
+            let destination = routed::destination(&packet);
+            let way = destination.and_then(|destination| self.next_hop(destination, hash));
+            let Some(link) = way.filter(|link| link.id != dead.id) else {
+                self.stats.relay_drops.fetch_add(1, Ordering::Relaxed);
+                continue;
+            };
+            link.queue_transit(hash, packet, now);
+            self.stats.rescued.fetch_add(1, Ordering::Relaxed);
+            if !links.iter().any(|known| known.id == link.id) {
+                links.push(link);
+            }
+        }
+        links.iter().for_each(|link| link.flush(INLINE_BUDGET));
     }
 
     pub(crate) fn publish(&self, table: Option<Arc<ForwardingTable>>) {
@@ -342,31 +367,6 @@ impl Node {
         self.links.lock().get(&id).cloned()
     }
 
-    /// Makes a channel under an index of its own; `None` if `max_channels` is reached.
-    pub(crate) fn add_channel(
-        self: &Arc<Self>,
-        peer: NodeId,
-        wanted: &Wanted<'_>,
-    ) -> Option<Arc<Channel>> {
-        let epoch = random_u64().ok()?;
-        let mut channels = self.channels.0.write();
-        if channels.is_full() {
-            return None;
-        }
-        let index = loop {
-            let index = ChannelIndex(random_u64().ok()? as u32);
-            if channels.is_free(index) {
-                break index;
-            }
-        };
-        let channel = Channel::new(self, Names { index, epoch, peer }, wanted);
-        let other = match wanted {
-            Wanted::There(open) => Some((open.index, open.epoch)),
-            Wanted::Here(..) => None,
-        };
-        channels.insert(index, peer, other, channel.clone()).then_some(channel)
-    }
-
     /// Whether one more RESET or UNREACHABLE may be sent this second.
     pub(crate) fn may_complain(&self) -> bool {
         self.complained.lock().may_complain(Instant::now())
@@ -382,39 +382,6 @@ impl Node {
         self.stats.evicted.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// What the control plane has decided about nodes, carried out on their channels.
-    pub(crate) fn apply(self: &Arc<Self>, event: &ControlEvent) {
-        match event {
-            ControlEvent::NodeDown { id, incarnation, .. } => {
-                self.end_channels(*id, |life| life == *incarnation, ResetReason::Unreachable);
-            }
-            ControlEvent::NodeUp { id, incarnation, .. } => {
-                self.end_channels(*id, |life| life < *incarnation, ResetReason::Restarted);
-            }
-            ControlEvent::RouteChanged { ids } => {
-                for id in ids {
-                    for channel in self.channels.to(*id) {
-                        channel.handle_route_change(self);
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-
-    fn end_channels(
-        self: &Arc<Self>,
-        id: NodeId,
-        life: impl Fn(Incarnation) -> bool,
-        reason: ResetReason,
-    ) {
-        for channel in self.channels.to(id) {
-            if life(channel.peer_incarnation()) {
-                channel.peer_gone(self, reason);
-            }
-        }
-    }
-
     /// Sends a packet of the control plane.
     pub(crate) fn transmit_control(&self, link: LinkId, packet: Vec<u8>) {
         if let Some(link) = self.link(link) {
@@ -424,42 +391,7 @@ impl Node {
     }
 }
 
-impl Channels {
-    /// The channel of that index, if `source` is at its other end.
-    pub(crate) fn get(&self, index: ChannelIndex, source: NodeId) -> Option<Arc<Channel>> {
-        self.0.read().get(index, source).cloned()
-    }
-
-    /// The channel that `source` means with a RESET or RESET_ACK.
-    pub(crate) fn find_reset(&self, source: NodeId, reset: &Reset) -> Option<Arc<Channel>> {
-        self.0.read().find_reset(source, reset).cloned()
-    }
-
-    /// The channel that an OPEN of `source` has opened before.
-    pub(crate) fn find_open(&self, source: NodeId, open: &Open) -> Option<Arc<Channel>> {
-        self.0.read().find_open(source, open).cloned()
-    }
-
-    /// All channels.
-    pub fn all(&self) -> Vec<Arc<Channel>> {
-        self.0.read().all()
-    }
-
-    /// The channels to a node.
-    pub fn to(&self, peer: NodeId) -> Vec<Arc<Channel>> {
-        self.0.read().to(peer)
-    }
-
-    pub(crate) fn learn(&self, index: ChannelIndex, other: ChannelIndex, epoch: u64) {
-        self.0.write().learn(index, other, epoch);
-    }
-
-    pub(crate) fn remove(&self, index: ChannelIndex) {
-        self.0.write().remove(index);
-    }
-}
-
-fn random_u64() -> Result<u64, StartError> {
+pub(crate) fn random_u64() -> Result<u64, StartError> {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes).map_err(|_| StartError::Entropy)?;
     Ok(u64::from_be_bytes(bytes))

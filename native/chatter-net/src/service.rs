@@ -29,12 +29,19 @@ impl Service {
         }
     }
 
-    /// The task: sleeps while the list is empty.
+    /// There is something to be repeated that belongs to no channel.
+    pub(crate) fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    /// The task: sleeps while there is nothing to be done.
     pub(crate) async fn run(node: Arc<Node>) {
+        let mut farewells = None;
         loop {
-            if node.service.channels.lock().is_empty() {
+            if node.service.channels.lock().is_empty() && farewells.is_none() {
                 node.service.wake.notified().await;
             }
+            farewells = node.say_farewells(Instant::now());
             tokio::time::sleep(SERVICE_INTERVAL).await;
             let channels = std::mem::take(&mut *node.service.channels.lock());
             let now = Instant::now();

@@ -9,11 +9,12 @@ rustler::atoms! {
     // results
     full, no_route, not_started, already_started, busy, port, id, incarnation,
     // why a channel ended
-    connection_closed, connection_refused, protocol_error,
+    connection_closed, connection_refused, protocol_error, packets_lost,
     // figures
     peer, peer_id, remote, transport, tcp, unix, state, since_ms, rtt_us, metric, dialled, bytes_in, bytes_out, packets_in,
-    packets_out, relayed, queued_own, queued_transit, dropped, blocked, up, sync, opening, open,
-    closing, frames_out, grants, waiting_bytes, unacked_bytes, retransmits, duplicates, srtt_us,
+    packets_out, relayed, queued_own, queued_transit, dropped, marked, blocked, up, sync, opening, open,
+    closing, frames_out, grants, waiting_bytes, unacked_bytes, retransmits, duplicates, srtt_us, window,
+    window_cuts, marks_out, marks_in, credit, rescued,
     channels, links, nodes, relay_drops, unreachable_notices, refused_connections,
     evicted_handshakes, lsdb_size, neighbours,
     // log levels

@@ -222,7 +222,7 @@ fn stat(channel: ResourceArc<ChannelRef>) -> (u64, u64, u64) {
     let silent = current().is_none_or(|node| node.is_peer_silent(channel.channel.peer));
     let alive = u64::from(matches!(figures.state, State::Open) && !silent);
     let ticks = channel.ticks.fetch_add(alive, Ordering::Relaxed) + alive;
-    (ticks + figures.grants, figures.frames_out, figures.waiting_bytes as u64)
+    (ticks + figures.grants, figures.frames_out, figures.sender.waiting_bytes as u64)
 }
 
 fn status_atom(status: SendStatus) -> Atom {

@@ -149,6 +149,7 @@ fn info<'a>(env: Env<'a>, reference: Reference<'a>) -> bool {
                 (atoms::channels(), node.channels.all().len().encode(env)),
                 (atoms::neighbours(), neighbours.encode(env)),
                 (atoms::relay_drops(), count(&stats.relay_drops)),
+                (atoms::rescued(), count(&stats.rescued)),
                 (atoms::unreachable_notices(), count(&stats.unreachable_notices)),
                 (atoms::refused_connections(), count(&stats.refused)),
                 (atoms::evicted_handshakes(), count(&stats.evicted)),
@@ -177,7 +178,7 @@ fn transport_atom(transport: Transport) -> Atom {
 }
 
 fn link_figures<'a>(env: Env<'a>, link: &Link) -> Pairs<'a> {
-    let (own, transit, dropped) = link.queue_figures();
+    let (own, transit, dropped, marked) = link.queue_figures();
     let s = &link.stats;
     let count =
         |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed).encode(env);
@@ -195,6 +196,7 @@ fn link_figures<'a>(env: Env<'a>, link: &Link) -> Pairs<'a> {
         (atoms::queued_own(), own.encode(env)),
         (atoms::queued_transit(), transit.encode(env)),
         (atoms::dropped(), dropped.encode(env)),
+        (atoms::marked(), marked.encode(env)),
     ]
 }
 
@@ -206,6 +208,9 @@ fn channel_figures<'a>(env: Env<'a>, channel: &Channel) -> Term<'a> {
         State::Closing => atoms::closing(),
         State::Closed => atoms::closed(),
     };
+    let srtt_us = f.sender.srtt.map_or(0, |srtt| srtt.as_micros() as u64);
+    let open = || atoms::credit().encode(env);
+    let window = f.sender.window.map_or_else(open, |bytes| bytes.encode(env));
     map(
         env,
         vec![
@@ -213,11 +218,15 @@ fn channel_figures<'a>(env: Env<'a>, channel: &Channel) -> Term<'a> {
             (atoms::frames_out(), f.frames_out.encode(env)),
             (atoms::bytes_out(), f.bytes_out.encode(env)),
             (atoms::grants(), f.grants.encode(env)),
-            (atoms::waiting_bytes(), f.waiting_bytes.encode(env)),
-            (atoms::unacked_bytes(), f.unacked_bytes.encode(env)),
-            (atoms::retransmits(), f.retransmits.encode(env)),
+            (atoms::waiting_bytes(), f.sender.waiting_bytes.encode(env)),
+            (atoms::unacked_bytes(), f.sender.unacked_bytes.encode(env)),
+            (atoms::retransmits(), f.sender.retransmits.encode(env)),
             (atoms::duplicates(), f.duplicates.encode(env)),
-            (atoms::srtt_us(), f.srtt_us.encode(env)),
+            (atoms::srtt_us(), srtt_us.encode(env)),
+            (atoms::window(), window),
+            (atoms::window_cuts(), f.sender.window_cuts.encode(env)),
+            (atoms::marks_out(), f.sender.marks.encode(env)),
+            (atoms::marks_in(), f.marks_in.encode(env)),
         ],
     )
 }

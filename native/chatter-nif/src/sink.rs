@@ -162,6 +162,7 @@ pub(crate) fn reason_atom(reason: ResetReason) -> Atom {
         | ResetReason::Restarted => atoms::connection_closed(),
         ResetReason::Refused => atoms::connection_refused(),
         ResetReason::Protocol => atoms::protocol_error(),
+        ResetReason::Lost => atoms::packets_lost(),
     }
 }
 

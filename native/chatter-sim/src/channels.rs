@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chatter_core::channel::budget::may_hold_more;
 use chatter_core::channel::incoming::Incoming;
 use chatter_core::channel::life::{Outgoing, State};
 use chatter_core::channel::receive::Piggyback;
@@ -13,6 +14,7 @@ use chatter_core::channel::{Names, SERVICE_INTERVAL, Settings};
 use chatter_core::ids::{ChannelIndex, Incarnation, LinkId, NodeId};
 use chatter_core::wire::data::{Ack, Open, ResetReason};
 use chatter_core::wire::packet::Packet;
+use chatter_core::wire::routed::RoutedHeader;
 
 use crate::heap::Event;
 use crate::inbox::Inbox;
@@ -59,6 +61,7 @@ impl Channels {
             window: limits.window,
             max_frame: 1 << 30,
             setup_retry: Duration::from_millis(250),
+            gap_timeout: Duration::from_secs(10),
         };
         Self {
             settings: Arc::new(settings),
@@ -85,8 +88,9 @@ impl World {
         let now = self.clock.instant(self.now);
         let channels = &mut self.hosts[at].channels;
         let settings = channels.settings.clone();
+        let life = wanted.unwrap_or_else(|open| open.incarnation);
         let mut inc = Incoming::new(&settings, names);
-        let (out, other) = match wanted {
+        let (mut out, other) = match wanted {
             Ok(life) => (Outgoing::asking(settings, names, life, now), None),
             Err(open) => {
                 inc.open(open.index);
@@ -94,7 +98,8 @@ impl World {
                 (Outgoing::granting(settings, names, open, now), other)
             }
         };
-        if !channels.table.insert(index, peer, other, index) {
+        out.hold_open(!channels.table.may_open(peer));
+        if !channels.table.insert(index, (peer, life), other, index) {
             return None;
         }
         self.last_session += 1;
@@ -162,7 +167,8 @@ impl World {
         let kept = channel.out.sender().map_or((0, 0), Sender::queued_bytes);
         let was = std::mem::replace(&mut channel.retained, kept.0 + kept.1);
         host.channels.retained = host.channels.retained - was + kept.0 + kept.1;
-        let over = host.channels.retained > limits.retransmit_memory;
+        let (total, own) = (host.channels.retained, channel.retained);
+        let over = !may_hold_more(limits.retransmit_memory, total, own);
         let held = channel.out.sender().is_none_or(Sender::is_held_back);
         if !channel.user_waits || over || held {
             return false;
@@ -211,10 +217,51 @@ impl World {
         for index in std::mem::take(&mut host.channels.in_service) {
             let Some(channel) = self.hosts[at].channels.all.get_mut(&index) else { continue };
             channel.in_service = false;
-            channel.inc.handle_timeout();
-            channel.out.handle_timeout(now);
+            let peer = channel.peer;
+            let host = &mut self.hosts[at];
+            let routed = host.next_hop(peer, u64::from(index)).is_some();
+            let hold = !host.channels.table.may_open(peer);
+            let Some(channel) = host.channels.all.get_mut(&index) else { continue };
+            channel.out.hold_open(hold);
+            let missing = channel.inc.handle_timeout(now, routed);
+            let unheard = channel.out.handle_timeout(now, routed);
             self.poll_end(at, index);
             self.carry_on(at, index);
+            if missing.or(unheard).is_some() {
+                self.fail_channel(at, index, ResetReason::Lost);
+            }
+        }
+        self.say_farewells(at);
+    }
+
+    /// Tells nodes that can be reached again which channels to them were given up.
+    fn say_farewells(&mut self, at: usize) {
+        let now = self.clock.instant(self.now);
+        let me = self.hosts[at].id;
+        let mut packets = Vec::new();
+        let host = &mut self.hosts[at];
+        let mut farewells = std::mem::take(host.channels.table.farewells());
+        while let Some(next) = farewells.poll_packet(now, me, |to| host.next_hop(to, 0).is_some()) {
+            packets.push(next);
+        }
+        let again = farewells.poll_timeout();
+        *host.channels.table.farewells() = farewells;
+        for (to, packet) in packets {
+            self.answer(at, to, packet);
+        }
+        if again.is_some() {
+            self.want_farewells(at);
+        }
+    }
+
+    /// There is something to be said that belongs to no channel.
+    fn want_farewells(&mut self, at: usize) {
+        let host = &mut self.hosts[at];
+        if host.channels.table.has_farewells() && host.channels.in_service.is_empty() {
+            // An index that no channel has: the round of the service is what is wanted.
+            host.channels.in_service.push(0);
+            let event = Event::Service { host: at as u32, life: host.life };
+            self.heap.push(self.now + SERVICE_INTERVAL.as_nanos() as Nanos, event);
         }
     }
 
@@ -235,7 +282,9 @@ impl World {
         // Nobody is left to take what waits.
         channel.inbox.clear();
         channel.inc.end();
-        channel.out.close(reason, now);
+        if channel.out.close(reason, now) {
+            self.hosts[at].channels.table.closing(ChannelIndex(index));
+        }
         self.carry_on(at, index);
     }
 
@@ -248,26 +297,30 @@ impl World {
     }
 
     /// A channel cannot go on: its user is told.
-    pub(crate) fn fail_channel(&mut self, at: usize, index: u32) {
+    pub(crate) fn fail_channel(&mut self, at: usize, index: u32, reason: ResetReason) {
         if let Some(channel) = self.hosts[at].channels.all.get_mut(&index)
             && channel.inc.end()
         {
-            channel.inbox.close(ResetReason::Protocol);
+            channel.inbox.close(reason);
         }
         self.user_take(at, index);
-        self.close_channel(at, index, ResetReason::Protocol);
+        self.close_channel(at, index, reason);
     }
 
     fn forget_if_over(&mut self, at: usize, index: u32) {
         let channels = &mut self.hosts[at].channels;
-        let Some(channel) = channels.all.get(&index) else { return };
-        let over = channel.out.state() == State::Closed && channel.inc.is_over();
+        let Some(channel) = channels.all.get_mut(&index) else { return };
+        let farewell = channel.out.take_farewell();
+        let is_over = channel.inc.is_over() || farewell.is_some();
+        let over = channel.out.state() == State::Closed && is_over;
         if over && channel.inbox.is_empty() {
             channels.retained -= channel.retained;
             channels.all.remove(&index);
         }
         if over {
-            channels.table.remove(ChannelIndex(index));
+            let now = self.clock.instant(self.now);
+            channels.table.remove(now, ChannelIndex(index), farewell);
+            self.want_farewells(at);
         }
     }
 
@@ -279,6 +332,9 @@ impl World {
 
     pub(crate) fn end_former_lives(&mut self, at: usize, peer: NodeId, life: Incarnation) {
         self.end_lives(at, peer, |other| other < life, ResetReason::Restarted);
+        let now = self.clock.instant(self.now);
+        self.hosts[at].channels.table.farewells().handle_reachable(now, peer, life);
+        self.want_farewells(at);
     }
 
     fn end_lives(
@@ -293,7 +349,10 @@ impl World {
             if !is_over(channel.out.peer_incarnation()) {
                 continue;
             }
-            channel.out.over();
+            match reason {
+                ResetReason::Unreachable => channel.out.give_up(reason),
+                _ => _ = channel.out.over(),
+            }
             if channel.inc.end() {
                 channel.inbox.close(reason);
             }
@@ -304,6 +363,10 @@ impl World {
 
     pub(crate) fn routes_changed(&mut self, at: usize, ids: &[NodeId]) {
         let now = self.clock.instant(self.now);
+        for id in ids {
+            self.hosts[at].channels.table.farewells().handle_route_change(now, *id);
+        }
+        self.want_farewells(at);
         for index in self.hosts[at].channels.table.all() {
             let Some(channel) = self.hosts[at].channels.all.get_mut(&index.0) else { continue };
             if ids.contains(&channel.peer) {
@@ -315,18 +378,24 @@ impl World {
 
     // ===== from the network =====
 
-    pub(crate) fn channel_data(&mut self, at: usize, index: u32, number: u64, content: &[u8]) {
+    pub(crate) fn channel_data(
+        &mut self,
+        at: usize,
+        index: u32,
+        header: &RoutedHeader,
+        content: &[u8],
+    ) {
         let now = self.clock.instant(self.now);
         let Some(channel) = self.hosts[at].channels.all.get_mut(&index) else { return };
         let mut acks: Vec<Piggyback> = Vec::new();
-        if let Err(error) = channel.inc.handle_data(number, content, &mut channel.inbox, &mut acks)
+        if let Err(error) = channel.inc.handle_data(header, content, &mut channel.inbox, &mut acks)
         {
             self.checker.malformed(at, &format!("channel: {error}"));
-            return self.fail_channel(at, index);
+            return self.fail_channel(at, index, ResetReason::Protocol);
         }
         for ack in acks {
             let ack = Ack { next: ack.next, credit: ack.credit, ranges: Vec::new() };
-            channel.out.handle_ack(now, &ack);
+            channel.out.handle_ack(now, &ack, false);
         }
         self.carry_on(at, index);
         let touched = &mut self.hosts[at].channels.touched;

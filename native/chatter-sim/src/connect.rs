@@ -149,7 +149,11 @@ impl World {
         let now = self.clock.instant(self.now);
         match was {
             EndState::Up(link) => {
-                let waiting = self.hosts[at].links.remove(&link).map(|link| link.waiting);
+                let mut gone = self.hosts[at].links.remove(&link);
+                if let Some(gone) = &mut gone {
+                    self.rescue_transit(at, gone.queue.take_transit());
+                }
+                let waiting = gone.map(|link| link.waiting);
                 self.hosts[at].control.handle_link_down(now, link);
                 self.drive(at);
                 self.links_have_room(at, &waiting.unwrap_or_default());
@@ -174,7 +178,8 @@ impl World {
     /// The control plane wants a link closed.
     pub(crate) fn close_link(&mut self, at: usize, link: LinkId) {
         self.flush(at, link);
-        let Some(gone) = self.hosts[at].links.remove(&link) else { return };
+        let Some(mut gone) = self.hosts[at].links.remove(&link) else { return };
+        self.rescue_transit(at, gone.queue.take_transit());
         self.net.wires[gone.wire].ends[gone.end].state = EndState::Closed;
         self.net.forget_held(gone.wire, gone.end);
         self.send_record(gone.wire, gone.end, Record::Fin);
@@ -248,8 +253,9 @@ impl World {
                 Room::Later => break,
             }
             let mut bytes = Vec::new();
+            let now = self.clock.instant(self.now);
             while bytes.len() < RECORD_BYTES
-                && let Some(packet) = entry.queue.pop()
+                && let Some(packet) = entry.queue.pop(now)
             {
                 bytes.extend_from_slice(&packet.head);
                 bytes.extend_from_slice(&packet.body);

@@ -102,6 +102,11 @@ impl Host {
         routed.or_else(|| self.link_to(destination))
     }
 
+    /// The life of a node that the table leads to.
+    pub(crate) fn life_of(&self, id: NodeId) -> Option<Incarnation> {
+        self.table.route(id).map(|route| route.incarnation)
+    }
+
     fn link_to(&self, peer: NodeId) -> Option<LinkId> {
         self.links.iter().find(|(_, link)| link.peer == peer).map(|(id, _)| *id)
     }

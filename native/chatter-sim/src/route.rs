@@ -1,10 +1,11 @@
 //! Routed packets: for a channel here, or to be passed on.
 
+use chatter_core::channel::table::OpenVerdict;
 use chatter_core::ids::ChannelIndex;
 use chatter_core::relay::{self, Content, Routed};
 use chatter_core::wire::data::{DropReason, Open, Reset, ResetReason};
 use chatter_core::wire::packet::Packet as OutPacket;
-use chatter_core::wire::routed::RoutedHeader;
+use chatter_core::wire::routed::{self, FLAG_MARKED, RoutedHeader};
 use chatter_core::wire::{Packet, PacketType, next_packet};
 
 use crate::heap::Event;
@@ -29,7 +30,7 @@ impl World {
         let known = channels.table.get(header.channel, header.source).map(|index| index.0);
         match content {
             Content::Data(content) => match known {
-                Some(index) => self.channel_data(at, index, header.number, content),
+                Some(index) => self.channel_data(at, index, header, content),
                 None => {
                     if self.may_complain(at) {
                         self.answer(at, header.source, relay::unknown_channel(me, header));
@@ -40,7 +41,7 @@ impl World {
                 if let Some(index) = known
                     && let Some(channel) = channels.all.get_mut(&index)
                 {
-                    channel.out.handle_ack(now, &ack);
+                    channel.out.handle_ack(now, &ack, header.flags & FLAG_MARKED != 0);
                     self.carry_on(at, index);
                 }
             }
@@ -51,7 +52,8 @@ impl World {
                     if channel.out.handle_opened(&opened) {
                         channel.inc.open(opened.index);
                         let here = ChannelIndex(index);
-                        channels.table.learn(here, opened.index, opened.epoch);
+                        let life = opened.incarnation;
+                        channels.table.learn(here, life, opened.index, opened.epoch);
                         self.user_opened(at, index);
                     }
                 }
@@ -68,17 +70,45 @@ impl World {
                 {
                     channel.out.handle_reset_ack();
                     self.carry_on(at, index);
+                } else {
+                    channels.table.farewells().handle_confirmed(header.source, &reset);
+                }
+                self.held(at, header);
+            }
+            Content::Unreachable(notice) => {
+                let sent = channels.table.find_sent(&notice.quoted).map(|index| index.0);
+                if let Some(channel) = sent.and_then(|index| channels.all.get_mut(&index)) {
+                    channel.out.handle_unreachable(now, notice.quoted.number);
                 }
             }
-            Content::Unreachable(_) | Content::None => {}
+            Content::None => {}
         }
     }
 
     fn open(&mut self, at: usize, header: &RoutedHeader, open: &Open) {
-        let channels = &mut self.hosts[at].channels;
-        if let Some(index) = channels.table.find_open(header.source, open).copied() {
-            return self.confirm_open(at, index.0);
+        let now = self.clock.instant(self.now);
+        let life = self.hosts[at].life_of(header.source);
+        let table = &mut self.hosts[at].channels.table;
+        match table.judge_open(now, header.source, open, life) {
+            OpenVerdict::Known(index) => self.confirm_open(at, index.0),
+            OpenVerdict::Stale | OpenVerdict::Wait => {}
+            OpenVerdict::New(former) => {
+                if !former.is_empty() {
+                    self.end_former_lives(at, header.source, open.incarnation);
+                }
+                self.grant(at, header, open);
+            }
         }
+    }
+
+    /// Takes up an OPEN that waited for the end of a channel before.
+    fn held(&mut self, at: usize, header: &RoutedHeader) {
+        if let Some(open) = self.hosts[at].channels.table.take_held(header.source) {
+            self.open(at, header, &open);
+        }
+    }
+
+    fn grant(&mut self, at: usize, header: &RoutedHeader, open: &Open) {
         let me = self.hosts[at].id;
         let Some(index) = self.add_channel(at, header.source, Err(open)) else {
             let reset = relay::refuse(me, header, open.index, ResetReason::Refused);
@@ -109,8 +139,10 @@ impl World {
             channel.inc.handle_reset(now, reset);
             self.poll_end(at, index);
             self.carry_on(at, index);
-            return;
+            return self.held(at, header);
         }
+        channels.table.farewells().handle_confirmed(header.source, reset);
+        self.held(at, header);
         let answer = relay::confirm_reset(self.hosts[at].id, header, reset);
         self.answer(at, header.source, answer);
     }
@@ -142,11 +174,29 @@ impl World {
         let Some(link) = self.hosts[at].next_hop(header.destination, hash) else {
             return self.refuse(at, packet.kind, header, DropReason::NoRoute);
         };
+        let now = self.clock.instant(self.now);
         if let Some(entry) = self.hosts[at].links.get_mut(&link) {
-            entry.queue.push_transit(hash, relay::forward(packet, header));
+            entry.queue.push_transit(hash, relay::forward(packet, header), now);
             self.counts.relayed += 1;
         }
         self.mark_dirty(at, link);
+    }
+
+    /// Hands on what waited on a link that is gone, where there is another way.
+    pub(crate) fn rescue_transit(&mut self, at: usize, packets: Vec<(u64, OutPacket)>) {
+        let now = self.clock.instant(self.now);
+        for (hash, packet) in packets {
+            let host = &mut self.hosts[at];
+            let way = routed::destination(&packet).and_then(|to| host.next_hop(to, hash));
+            let Some(link) = way else {
+                self.counts.relay_drops += 1;
+                continue;
+            };
+            if let Some(entry) = host.links.get_mut(&link) {
+                entry.queue.push_transit(hash, packet, now);
+            }
+            self.mark_dirty(at, link);
+        }
     }
 
     /// A packet that was held up goes on; its hop has been counted.

@@ -4,15 +4,19 @@
 use std::time::{Duration, Instant};
 
 use super::receive::{AckNeed, Piggyback, ReceiveError, Receiver, Sink};
-use super::{Names, Settings};
+use super::{Loss, Names, Patience, Settings};
 use crate::ids::{ChannelIndex, NodeId};
 use crate::wire::PacketType;
 use crate::wire::data::{Reset, ResetReason};
 use crate::wire::packet::Packet;
-use crate::wire::routed::RoutedHeader;
+use crate::wire::routed::{FLAG_ACK_NOW, FLAG_MARKED, MARK_DELAYED, RoutedHeader};
 
 /// A RESET that came before data waits so long for it.
 const RESET_GRACE: Duration = Duration::from_millis(500);
+
+/// Bytes after which a mark is told at once, and not with the next acknowledgement: while packets are
+/// marked, an acknowledgement for each would be too many.
+const MARK_ACK_BYTES: u64 = 64 * 1024;
 
 /// The other end has ended the channel; data is still under way.
 struct PendingEnd {
@@ -33,6 +37,12 @@ pub struct Incoming {
     /// The other end's index, once known: before, nothing is taken.
     peer_index: Option<ChannelIndex>,
     ack_due: bool,
+    /// Relays have marked packets that came since the last acknowledgement.
+    marked: bool,
+    marks: u64,
+    /// The number that is missing, and for how long.
+    gap: (u64, Patience),
+    gap_timeout: Duration,
     pending: Option<PendingEnd>,
     /// The user has been told of the end, or has caused it.
     over: bool,
@@ -47,6 +57,10 @@ impl Incoming {
             peer: names.peer,
             peer_index: None,
             ack_due: false,
+            marked: false,
+            marks: 0,
+            gap: (0, Patience::default()),
+            gap_timeout: settings.gap_timeout,
             pending: None,
             over: false,
         }
@@ -67,11 +81,16 @@ impl Incoming {
         self.over
     }
 
+    /// Packets that came with the mark of a relay.
+    pub fn marks(&self) -> u64 {
+        self.marks
+    }
+
     /// Takes the content of a DATA packet; frames go to `sink`, acknowledgements in it to `acks`, for
     /// the other half. After an error the channel must be ended.
     pub fn handle_data(
         &mut self,
-        number: u64,
+        header: &RoutedHeader,
         content: &[u8],
         sink: &mut dyn Sink,
         acks: &mut Vec<Piggyback>,
@@ -80,8 +99,13 @@ impl Incoming {
             // Data that overtook OPENED comes again.
             return Ok(());
         }
-        let need = self.receiver.handle_data(number, content, sink, acks)?;
-        self.ack_due |= need == AckNeed::Now;
+        let need = self.receiver.handle_data(header.number, content, sink, acks)?;
+        self.ack_due |= need == AckNeed::Now || header.flags & FLAG_ACK_NOW != 0;
+        if header.mutable & MARK_DELAYED != 0 {
+            self.marks += 1;
+            self.marked = true;
+            self.ack_due |= self.receiver.untold_bytes() >= MARK_ACK_BYTES;
+        }
         Ok(())
     }
 
@@ -92,17 +116,25 @@ impl Incoming {
 
     /// What to put on the back of data, if there is news.
     pub fn take_piggyback(&mut self) -> Option<Piggyback> {
-        if self.ack_due { None } else { self.receiver.take_piggyback() }
+        if self.ack_due || self.marked { None } else { self.receiver.take_piggyback() }
     }
 
-    /// Regular service: what has not been told for a while is to be told now.
-    pub fn handle_timeout(&mut self) {
+    /// Regular service: what has not been told for a while is to be told now. A packet that is missing
+    /// for too long, while there was a route (`routed`), is a loss: the channel cannot go on.
+    pub fn handle_timeout(&mut self, now: Instant, routed: bool) -> Option<Loss> {
         self.ack_due |= self.has_news();
+        let next = self.receiver.next_number();
+        if !routed || !self.receiver.has_gap() || self.over || next != self.gap.0 {
+            self.gap = (next, Patience::default());
+            return None;
+        }
+        let waited = self.gap.1.wait(now);
+        (waited >= self.gap_timeout).then(|| Loss { packets: self.receiver.missing() })
     }
 
     /// Whether something is under way that needs regular service.
     pub fn wants_service(&self) -> bool {
-        self.pending.is_some() || self.has_news()
+        self.pending.is_some() || self.has_news() || (self.receiver.has_gap() && !self.over)
     }
 
     /// The acknowledgement to send now, if one is due.
@@ -112,7 +144,9 @@ impl Incoming {
         }
         let channel = self.peer_index?;
         let content = self.receiver.take_ack().encode();
-        Some(RoutedHeader::to(self.peer, self.me, channel).packet(PacketType::Ack, &content).into())
+        let flags = if std::mem::take(&mut self.marked) { FLAG_MARKED } else { 0 };
+        let header = RoutedHeader { flags, ..RoutedHeader::to(self.peer, self.me, channel) };
+        Some(header.packet(PacketType::Ack, &content).into())
     }
 
     /// The other end has ended the channel: what is still under way is taken first, for a while.
@@ -143,6 +177,7 @@ impl Incoming {
     }
 
     fn has_news(&self) -> bool {
-        !self.over && self.pending.is_none() && self.receiver.has_news()
+        let news = self.marked || self.receiver.has_news();
+        news && !self.over && self.pending.is_none()
     }
 }

@@ -3,7 +3,7 @@
 //! stay: RESET does not overtake the data before it.
 //!
 //! ```text
-//!            OPENED               close, RESET not confirmed       RESET_ACK, RESET
+//!            OPENED               close                            RESET_ACK, RESET
 //! Opening ------------> Open ------------------------> Closing ---------------------> Closed
 //!    |                   |  RESET, node gone                                            ^
 //!    +-------------------+--------------------------------------------------------------+
@@ -13,15 +13,16 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::farewell::Farewell;
 use super::send::{Route, Sender};
-use super::{Names, Settings};
+use super::{Loss, Names, Patience, Settings};
 use crate::ids::{ChannelIndex, Incarnation};
 use crate::wire::PacketType;
 use crate::wire::data::{Ack, Open, Opened, Reset, ResetReason};
 use crate::wire::packet::Packet;
 use crate::wire::routed::RoutedHeader;
 
-/// A RESET is sent so many times before the channel is forgotten without an answer.
+/// A RESET is sent so many times before the channel is forgotten; then it is a farewell.
 const RESET_TRIES: u32 = 8;
 
 /// Answers (OPENED, RESET_ACK) that wait to be sent: a peer that repeats itself gets no more than these.
@@ -61,9 +62,14 @@ pub struct Outgoing {
     /// When OPEN or RESET is to be sent, for the first time or again; and how often it was.
     ask_at: Option<Instant>,
     asked: u32,
+    /// OPEN has to wait.
+    held: bool,
     /// What RESET says.
     reason: ResetReason,
     last: u64,
+    /// Data is under way, and nothing is heard of it.
+    unheard: Patience,
+    farewell: Option<Farewell>,
 }
 
 impl Outgoing {
@@ -85,8 +91,11 @@ impl Outgoing {
             answers: VecDeque::new(),
             ask_at: Some(now),
             asked: 0,
+            held: false,
             reason: ResetReason::Closed,
             last: 0,
+            unheard: Patience::default(),
+            farewell: None,
         }
     }
 
@@ -122,6 +131,12 @@ impl Outgoing {
         self.sender.as_mut()
     }
 
+    /// Whether OPEN has to wait: the other end has not confirmed the end of a channel before
+    /// ([`Table::may_open`](super::table::Table::may_open)).
+    pub fn hold_open(&mut self, hold: bool) {
+        self.held = hold;
+    }
+
     /// Confirms an OPEN, for the first time or again.
     pub fn confirm_open(&mut self) {
         if self.state != State::Open {
@@ -153,10 +168,21 @@ impl Outgoing {
         true
     }
 
-    /// Takes an acknowledgement.
-    pub fn handle_ack(&mut self, now: Instant, ack: &Ack) {
+    /// Takes an acknowledgement; `marked` if it tells of packets that relays have marked.
+    pub fn handle_ack(&mut self, now: Instant, ack: &Ack, marked: bool) {
+        self.unheard.reset();
         if let Some(sender) = self.sender.as_mut() {
+            if marked {
+                sender.handle_mark(now);
+            }
             sender.handle_ack(now, ack);
+        }
+    }
+
+    /// A relay says that it dropped a packet of this channel.
+    pub fn handle_unreachable(&mut self, now: Instant, number: u64) {
+        if let Some(sender) = self.sender.as_mut() {
+            sender.handle_unreachable(now, number);
         }
     }
 
@@ -197,28 +223,59 @@ impl Outgoing {
         true
     }
 
-    /// The life at the other end is over: there is nobody to be told. Returns the state before.
+    /// The channel is over, and there is nobody to be told. Returns the state before.
     pub fn over(&mut self) -> State {
         self.sender = None;
         self.ask_at = None;
         std::mem::replace(&mut self.state, State::Closed)
     }
 
-    /// Regular service: probes of the sender. OPEN and RESET are repeated by themselves.
-    pub fn handle_timeout(&mut self, now: Instant) {
-        if let Some(sender) = self.sender.as_mut() {
-            sender.handle_timeout(now);
+    /// The channel is over, and the other end does not know: what is left to be said comes from
+    /// [`Outgoing::take_farewell`].
+    pub fn give_up(&mut self, reason: ResetReason) {
+        if self.state != State::Closed {
+            self.farewell = Some(Farewell {
+                names: self.names,
+                peer_index: self.peer_index,
+                peer_incarnation: self.peer_incarnation,
+                reason,
+            });
         }
-        if self.state != State::Closing {
-            return;
+        self.over();
+    }
+
+    /// What is left to be said of a channel that is over: to be kept in
+    /// [`Farewells`](super::farewell::Farewells) when it is [removed](super::table::Table::remove).
+    pub fn take_farewell(&mut self) -> Option<Farewell> {
+        self.farewell.take()
+    }
+
+    /// Regular service: probes of the sender. OPEN and RESET are repeated by themselves; a RESET that
+    /// is not confirmed becomes a farewell. Data of which nothing was heard for too long, while there was
+    /// a route (`routed`), is a loss: the channel cannot go on.
+    pub fn handle_timeout(&mut self, now: Instant, routed: bool) -> Option<Loss> {
+        if self.state == State::Closing {
+            self.count_tries(now);
         }
+        let sender = self.sender.as_mut()?;
+        sender.handle_timeout(now);
+        let unacked = sender.queued_bytes().1;
+        if !routed || unacked == 0 {
+            self.unheard.reset();
+            return None;
+        }
+        let waited = self.unheard.wait(now);
+        (waited >= self.settings.gap_timeout).then_some(Loss { packets: 1 })
+    }
+
+    fn count_tries(&mut self, now: Instant) {
         // Without a route nobody asks for RESET: the tries that were due are over all the same.
         while let Some(at) = self.ask_at.filter(|at| now >= *at + self.settings.setup_retry) {
             self.ask_at = Some(at + self.settings.setup_retry);
             self.asked += 1;
         }
         if self.ask_at.is_some_and(|at| now >= at) && self.asked >= RESET_TRIES {
-            self.over();
+            self.give_up(self.reason);
         }
     }
 
@@ -244,7 +301,8 @@ impl Outgoing {
         if let Some(sender) = self.sender.as_mut() {
             return sender.poll_packet(now);
         }
-        if self.ask_at.is_none_or(|at| now < at) {
+        let held = self.held && self.state == State::Opening;
+        if held || self.ask_at.is_none_or(|at| now < at) {
             return None;
         }
         self.asked += 1;

@@ -10,10 +10,16 @@
 //! Both halves are driven by whichever thread has the bytes, under one short lock each; what one half
 //! has for the other is a result that the caller hands on.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::ids::{ChannelIndex, Incarnation, NodeId};
 
+mod build;
+mod flight;
+mod window;
+
+pub mod budget;
+pub mod farewell;
 pub mod incoming;
 pub mod life;
 pub mod receive;
@@ -47,6 +53,39 @@ pub struct Settings {
     pub max_frame: usize,
     /// An OPEN or RESET that is not answered is sent again after this long.
     pub setup_retry: Duration,
+    /// A packet that is missing for so long while there is a route, though it was asked for, is lost:
+    /// the channel cannot go on.
+    pub gap_timeout: Duration,
+}
+
+/// Time in which something is awaited, as this process has lived through it: a process that was held up
+/// must not blame others for the time in which it did not look.
+#[derive(Clone, Copy, Debug, Default)]
+struct Patience {
+    waited: Duration,
+    looked_at: Option<Instant>,
+}
+
+impl Patience {
+    /// It has come, or is not awaited.
+    fn reset(&mut self) {
+        *self = Self::default();
+    }
+
+    /// It is awaited still; to be told every [`SERVICE_INTERVAL`]. How long by now.
+    fn wait(&mut self, now: Instant) -> Duration {
+        let step = self.looked_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        self.waited += step.min(5 * SERVICE_INTERVAL);
+        self.looked_at = Some(now);
+        self.waited
+    }
+}
+
+/// Packets that are lost for good.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Loss {
+    /// How many, as far as is known.
+    pub packets: u64,
 }
 
 /// What one end of a channel is called.

@@ -140,6 +140,21 @@ impl Receiver {
         self.ahead_bytes
     }
 
+    /// Whether a packet is missing that later ones have overtaken.
+    pub fn has_gap(&self) -> bool {
+        !self.ahead.is_empty()
+    }
+
+    /// Packets that are missing before the first that has overtaken them.
+    pub fn missing(&self) -> u64 {
+        self.ahead.first_key_value().map_or(0, |(number, _)| number - self.next)
+    }
+
+    /// Bytes that arrived in order since the last acknowledgement.
+    pub fn untold_bytes(&self) -> u64 {
+        self.bytes_untold
+    }
+
     /// Takes the content of a DATA packet; frames that are whole and in order go to `sink`,
     /// acknowledgements in it to `acks`.
     pub fn handle_data(

@@ -256,10 +256,12 @@ pub enum ResetReason {
     Refused = 3,
     /// The other side broke the protocol.
     Protocol = 4,
-    /// No route to the other node; never sent, only told to the own side.
+    /// There was no route to the other node for too long: the end that says so has given it up.
     Unreachable = 5,
     /// The other node is another life than the one the channel was opened with.
     Restarted = 6,
+    /// Packets were lost, and did not come again in time (`gap_timeout_ms`).
+    Lost = 7,
 }
 
 /// Ends a channel (RESET) or confirms its end (RESET_ACK).
@@ -299,6 +301,7 @@ impl Reset {
             4 => ResetReason::Protocol,
             5 => ResetReason::Unreachable,
             6 => ResetReason::Restarted,
+            7 => ResetReason::Lost,
             _ => return Err(WireError::Invalid("reset reason")),
         };
         r.finish("reset")?;

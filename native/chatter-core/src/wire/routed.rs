@@ -8,8 +8,12 @@
 //! +-------+-----------+---------+-------------+--------+----------+--------+---------
 //! ```
 //!
-//! A relay reads the destination, counts the hop limit down, and passes the rest on untouched.
+//! A relay reads the destination, counts the hop limit down, may set a mark, and passes the rest on
+//! untouched.
 
+use bytes::BytesMut;
+
+use super::packet::Packet;
 use super::reader::{Reader, WireError};
 use super::{PACKET_HEADER_LEN, PacketType, packet_header};
 use crate::ids::{ChannelIndex, NodeId};
@@ -20,14 +24,28 @@ pub const ROUTED_HEADER_LEN: usize = 32;
 /// Hop limit of a packet that leaves its source: a routing loop ends after so many hops.
 pub const HOP_LIMIT: u8 = 32;
 
+/// Flag of DATA: the source waits for an acknowledgement.
+pub const FLAG_ACK_NOW: u8 = 0x01;
+
+/// Flag of ACK: DATA that a relay had marked has come since the last ACK.
+pub const FLAG_MARKED: u8 = 0x02;
+
+/// Mark of a relay, in `mutable`: the packet waited there for long.
+pub const MARK_DELAYED: u16 = 0x0001;
+
+/// Offsets in a whole packet of the flags, the hop limit, and the lower byte of `mutable`.
+pub(crate) const FLAGS_AT: usize = PACKET_HEADER_LEN;
+pub(crate) const HOP_LIMIT_AT: usize = PACKET_HEADER_LEN + 1;
+pub(crate) const MARKS_AT: usize = PACKET_HEADER_LEN + 3;
+
 /// The part of a routed packet that relays read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RoutedHeader {
-    /// Reserved, 0; relays must not change it.
+    /// [`FLAG_ACK_NOW`], [`FLAG_MARKED`]; the rest is reserved, 0. Relays must not change it.
     pub flags: u8,
     /// Relays left before the packet dies.
     pub hop_limit: u8,
-    /// Reserved for marks that relays set; 0.
+    /// What relays mark: [`MARK_DELAYED`]; the rest is reserved, 0.
     pub mutable: u16,
     /// The node the packet is for.
     pub destination: NodeId,
@@ -79,4 +97,20 @@ impl RoutedHeader {
         out.extend_from_slice(content);
         out
     }
+}
+
+/// Sets [`MARK_DELAYED`] in a whole routed packet.
+pub fn mark_delayed(packet: &mut Packet) {
+    let head = std::mem::take(&mut packet.head);
+    let mut head = head.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+    if let Some(marks) = head.get_mut(MARKS_AT) {
+        *marks |= MARK_DELAYED as u8;
+    }
+    packet.head = head.freeze();
+}
+
+/// The destination of a whole routed packet; `None` if it is none.
+pub fn destination(packet: &Packet) -> Option<NodeId> {
+    let mut r = Reader::new(packet.head.get(PACKET_HEADER_LEN..)?);
+    RoutedHeader::read(&mut r).ok().map(|header| header.destination)
 }

@@ -13,7 +13,9 @@ use chatter_core::wire::hello::{ByeReason, Hello};
 use chatter_core::wire::identity::Identity;
 use chatter_core::wire::lsp::{Lsp, Neighbour};
 use chatter_core::wire::reader::{Reader, WireError};
-use chatter_core::wire::routed::{HOP_LIMIT, RoutedHeader};
+use chatter_core::wire::routed::{
+    FLAG_ACK_NOW, FLAG_MARKED, HOP_LIMIT, MARK_DELAYED, RoutedHeader,
+};
 use chatter_core::wire::{Packet, PacketType, next_packet, put_packet_header};
 
 /// The bytes that hexadecimal digits stand for; everything else in `text` is layout.
@@ -228,6 +230,20 @@ fn data_vectors() -> Vec<Vector> {
             ),
         },
         Vector {
+            name: "data-marked",
+            hex: "000025 10 01 1f 0001 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 0000000000000006
+                01 000001 7a",
+            value: Value::Data(
+                RoutedHeader {
+                    flags: FLAG_ACK_NOW,
+                    hop_limit: HOP_LIMIT - 1,
+                    mutable: MARK_DELAYED,
+                    ..to_b(B_INDEX, 6)
+                },
+                vec![OwnedItem::Frame(b"z".to_vec())],
+            ),
+        },
+        Vector {
             name: "data-probe",
             hex: "000020 10 00 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 0000000000000000",
             value: Value::Data(to_b(B_INDEX, 0), vec![]),
@@ -272,6 +288,15 @@ fn channel_vectors() -> Vec<Vector> {
             hex: "000031 11 00 20 0000 a1a2a3a4a5a6a7a8 b1b2b3b4b5b6b7b8 aaaa0001 0000000000000000
                 0000000000000004 0000000000800016 00",
             value: Value::Ack(to_a(A_INDEX), Ack { next: 4, credit: WINDOW + 22, ranges: vec![] }),
+        },
+        Vector {
+            name: "ack-marked",
+            hex: "000031 11 02 20 0000 a1a2a3a4a5a6a7a8 b1b2b3b4b5b6b7b8 aaaa0001 0000000000000000
+                0000000000000007 000000000080001b 00",
+            value: Value::Ack(
+                RoutedHeader { flags: FLAG_MARKED, ..to_a(A_INDEX) },
+                Ack { next: 7, credit: WINDOW + 27, ranges: vec![] },
+            ),
         },
         Vector {
             name: "ack-ranges",

@@ -60,6 +60,7 @@ pub fn config(name: &str) -> NetConfig {
         channel_window: 1 << 20,
         retransmit_memory: 256 << 20,
         setup_retry: Duration::from_millis(250),
+        gap_timeout: Duration::from_secs(10),
         busy_poll: Duration::ZERO,
         max_frame: 64 << 20,
         max_channels: 100,
