@@ -18,6 +18,7 @@
 
 -define(PROGRESS_MS, 5000).
 -define(DRAIN_MS, 60000).
+-define(HELD_UP_MS, 1000).
 -define(BOOT_MS, 60000).
 -define(KEY, "43686174746572206e656d657369732c206e6f2073656372657420617420616c").
 
@@ -172,9 +173,13 @@ rounds_on(S0) ->
         {'DOWN', _, process, Pid, Reason} ->
             rounds(over(S, Pid, Reason))
     after Wait ->
-            case now_ms() >= Progress of
-                true -> rounds(progress(S));
-                false -> rounds(S)
+            case now_ms() of
+                Now when Now > Progress + ?HELD_UP_MS, Wait > 0 ->
+                    %% Whoever reads the result has to know.
+                    say_to(maps:get(leader, S), "held up for ~b ms~n", [Now - Progress]),
+                    rounds(progress(S));
+                Now when Now >= Progress -> rounds(progress(S));
+                _ -> rounds(S)
             end
     end.
 

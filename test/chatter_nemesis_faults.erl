@@ -37,9 +37,15 @@ play(Run, {drain, I}, ForMs) ->
         ok = chatter_cluster:stop(Peer)
     end);
 play(#{hold_ms := HoldMs} = Run, {stop, I}, ForMs) when ForMs > HoldMs ->
-    window(Run, I, stopped, fun() -> stop(Run, I, ForMs), pause(?NOTICED_MS) end);
-play(Run, {stop, I}, ForMs) ->
-    stop(Run, I, ForMs);
+    window(Run, I, stopped, fun() -> _ = stop(Run, I, ForMs), pause(?NOTICED_MS) end);
+play(#{hold_ms := HoldMs} = Run, {stop, I}, ForMs) ->
+    From = now_ms(),
+    case stop(Run, I, ForMs) of
+        %% It took longer than it should: this process was held up.
+        Took when Took > HoldMs ->
+            window(Run, I, stopped, From, fun() -> pause(?NOTICED_MS) end);
+        _ -> ok
+    end;
 play(#{lab := Lab} = Run, {cut, A, B, Ways}, ForMs) ->
     Pairs = case Ways of both -> [{A, B}, {B, A}]; forth -> [{A, B}] end,
     ok = chatter_lab:cut(Lab, Pairs),
@@ -84,18 +90,21 @@ shaped(#{lab := Lab} = Run, A, B, Settings, ForMs) ->
     ok = chatter_lab:heal(Lab, Pairs),
     await_link(Run, A, B).
 
+%% Returns how long it was, in milliseconds.
 stop(#{table := Table} = Run, I, ForMs) ->
     Peer = peer(Run, I),
     true = ets:insert(Table, {{away, I}, stopped}),
+    From = now_ms(),
     ok = chatter_cluster:freeze(Peer),
     pause(ForMs),
     ok = chatter_cluster:thaw(Peer),
     true = ets:delete(Table, {away, I}),
-    ok.
+    now_ms() - From.
 
-window(#{table := Table} = Run, I, What, Fun) ->
+window(Run, I, What, Fun) -> window(Run, I, What, now_ms(), Fun).
+
+window(#{table := Table} = Run, I, What, From, Fun) ->
     Key = {window, make_ref()},
-    From = now_ms(),
     true = ets:insert(Table, {Key, {name(Run, I), What, From, still}}),
     _ = Fun(),
     ok = await_whole(Run, I),

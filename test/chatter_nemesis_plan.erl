@@ -77,9 +77,9 @@ neighbours(I, Links) -> [B || {A, B} <- Links, A =:= I] ++ [A || {A, B} <- Links
 
 %% The kinds that a network can play.
 -spec kinds(network()) -> [atom()].
-kinds(switch) -> [kill, drain, stop, cut, reset, delay, loss, mess, drop];
-kinds(bridge) -> [kill, drain, stop, cut, drop];
-kinds(loopback) -> [kill, drain, stop, drop].
+kinds(switch) -> [kill, drain, stop, pause, cut, reset, delay, loss, mess, drop];
+kinds(bridge) -> [kill, drain, stop, pause, cut, drop];
+kinds(loopback) -> [kill, drain, stop, pause, drop].
 
 %% Random faults, all by the seed: `count` of them, gap_ms apart, at most `concurrent` at a time,
 %% of `kinds` (one that stands twice is twice as likely), each of which leaves a route.
@@ -122,6 +122,8 @@ fault(Kind, Node, _, Share) when Kind =:= kill; Kind =:= drain ->
     {{Kind, Node}, round(1500 * Share)};
 %% As many short ones as long ones.
 fault(stop, Node, _, Share) -> {{stop, Node}, round(50 * math:pow(100, Share))};
+%% A kind, but no fault, of its own: shorter than the hold.
+fault(pause, Node, _, Share) -> {{stop, Node}, 50 + round(850 * Share)};
 fault(cut, _, {A, B}, Share) when Share < 0.5 -> {{cut, A, B, both}, lasts(2 * Share)};
 fault(cut, _, {A, B}, Share) -> {{cut, A, B, forth}, lasts(2 * Share - 1)};
 fault(delay, _, {A, B}, Share) -> {{delay, A, B, 200}, lasts(Share)};
