@@ -115,7 +115,7 @@ defaults() ->
         epmd_request_ms => 10000, epmd_max_pending => 2000,
         epmd_max_names => 4000, epmd_max_old_names => 1000,
         hello_ms => 250, hold_ms => 1000, unreachable_ms => 500,
-        reconnect_min_ms => 50, reconnect_max_ms => 10000,
+        reconnect_min_ms => 50, reconnect_max_ms => 1000,
         setup_retry_ms => 250, gap_timeout_ms => 10000, handshake_timeout_ms => 5000,
         lsp_refresh_s => 900, drain_ms => 1000,
         channel_window => 8 * ?MIB, retransmit_memory => 256 * ?MIB,

@@ -8,6 +8,9 @@
 
 %% A registry that is there answers at once.
 -define(REPLY_MS, 10000).
+%% A question about a node waits no longer for the connection: its SYN has been repeated once by
+%% then. Who asks for a dial asks again, and is not to sleep through the return of a way.
+-define(CONNECT_MS, 1200).
 %% An answer with the names of a very full host is below this.
 -define(MAX_ANSWER_BYTES, 16#1000000).
 
@@ -43,7 +46,7 @@ registered(Failure, Socket) ->
           {error, unreachable | garbage | timeout | inet:posix()}.
 port(Address, EpmdPort, Name, Timeout) ->
     Deadline = deadline(Timeout),
-    case connect(Address, EpmdPort, Deadline) of
+    case connect(Address, EpmdPort, min(Deadline, deadline(?CONNECT_MS))) of
         {ok, Socket} ->
             Answer = exchange(Socket, chatter_epmd_wire:port2_request(Name), Deadline,
                               fun chatter_epmd_wire:decode_port2_response/1),

@@ -15,6 +15,8 @@
 
 -define(SETTLE_MS, 20000).
 -define(SPREAD_MS, 300). % so that rounds fall anywhere between two HELLOs
+%% How much longer than until the nodedown a partition lasts at most.
+-define(LONGEST_MS, 15000).
 
 %% name, text, bar in milliseconds, groups at a time
 -define(MEASURES,
@@ -199,7 +201,7 @@ down(partition, Lab, {A, B, R}, Peers) ->
     Began = now_ms(),
     ok = chatter_lab:cut(Lab, Pairs),
     Told = max(told(PeerA, nodedown, B, Began), told(PeerB, nodedown, A, Began)),
-    pause(rand:uniform(4000)),
+    pause(round(?LONGEST_MS * math:pow(rand:uniform(), 3))), % half of them under 2 s
     Healed = now_ms(),
     ok = chatter_lab:heal(Lab, Pairs),
     Again = max(told(PeerA, nodeup, B, Healed), told(PeerB, nodeup, A, Healed)),

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use chatter_core::dialer::NeighbourId;
 use tokio::net::TcpStream;
@@ -11,6 +12,11 @@ use crate::driver::Input;
 use crate::establish::{EstablishError, Origin, adopt, initiate, tune};
 use crate::node::Node;
 use crate::transport::{Connection, connect_local};
+
+/// How long a TCP connection may take to come up: long enough for a SYN to be repeated once, after a
+/// second. The system would go on at ever longer distances, and a dial that began while the way was cut
+/// would sleep through its return; a new dial does not.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_200);
 
 /// Tries `addresses` in turn until one becomes a link; tells the control plane if none does.
 pub(crate) async fn run(
@@ -54,5 +60,8 @@ async fn connect(node: &Node, address: SocketAddr) -> Result<Connection, Establi
     {
         return Ok(socket);
     }
-    Ok(Connection::Tcp(TcpStream::connect(address).await?))
+    let socket = timeout(CONNECT_TIMEOUT, TcpStream::connect(address))
+        .await
+        .map_err(|_| EstablishError::Timeout)??;
+    Ok(Connection::Tcp(socket))
 }

@@ -52,7 +52,7 @@ pub struct ControlConfig {
     pub max_neighbours: usize,
     /// Milliseconds until a failed dial is repeated, ± 25 %; doubles with each failure. Default 50.
     pub dial_backoff_ms: u32,
-    /// The longest such wait. Default 10,000.
+    /// The longest such wait. Default 1,000.
     pub max_dial_backoff_ms: u32,
     /// Milliseconds that a link must be up for the wait to start over. Default 5,000.
     pub dial_stable_ms: u32,
@@ -80,7 +80,7 @@ impl Default for ControlConfig {
             max_links: 1_024,
             max_neighbours: 1_024,
             dial_backoff_ms: 50,
-            max_dial_backoff_ms: 10_000,
+            max_dial_backoff_ms: 1_000,
             dial_stable_ms: 5_000,
             dial_timeout_ms: 10_000,
         }
