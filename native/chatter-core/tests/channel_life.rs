@@ -152,6 +152,7 @@ fn the_end_comes_after_the_data() {
     b.handle_reset(&reset);
     incoming.handle_reset(now, &reset);
     assert_eq!(incoming.poll_end(now), None, "data is under way");
+    assert!(b.poll_packet(now).is_none() && b.is_unconfirmed(), "not confirmed before");
     let mut frames = Frames::default();
     let data = data.to_vec();
     incoming.handle_data(&number(1), &data[36..], &mut frames, &mut Vec::new()).unwrap();
@@ -160,6 +161,7 @@ fn the_end_comes_after_the_data() {
     assert_eq!(incoming.poll_end(now), None);
     assert!(!incoming.end());
     assert_eq!(b.state(), State::Closed);
+    b.confirm_end();
     let ack = reset_of(&b.poll_packet(now).unwrap(), A);
     assert_eq!((ack.from_index, ack.to_index), (names(B).index, names(A).index));
     a.handle_reset_ack();

@@ -4,6 +4,8 @@
 //! Locks: `tx` before `rx` before the table of channels, and no lock is held while a link is flushed or the user is called, except
 //! that the user's sink is called under `rx`, which keeps its data in order.
 
+mod network;
+
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -13,12 +15,10 @@ use chatter_core::channel::budget::may_hold_more;
 use chatter_core::channel::incoming::Incoming;
 use chatter_core::channel::life::Outgoing;
 pub use chatter_core::channel::life::State;
-use chatter_core::channel::receive::Piggyback;
 use chatter_core::channel::send::{Sender, SenderFigures};
 use chatter_core::ids::{ChannelIndex, Incarnation, NodeId};
-use chatter_core::wire::data::{Ack, Open, Opened, Reset, ResetReason};
+use chatter_core::wire::data::{Open, ResetReason};
 use chatter_core::wire::packet::Packet;
-use chatter_core::wire::routed::RoutedHeader;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::host::{ChannelHost, ChannelSink};
@@ -224,162 +224,13 @@ impl Channel {
         f(self.rx.lock().sink.as_mut())
     }
 
-    // ===== from the network; on the runtime's threads =====
-
-    pub(crate) fn handle_data(
-        self: &Arc<Self>,
-        node: &Arc<Node>,
-        header: &RoutedHeader,
-        content: &[u8],
-        acks: &mut Vec<Piggyback>,
-    ) {
-        let ack = {
-            let mut guard = self.rx.lock();
-            let rx = &mut *guard;
-            if let Err(error) = rx.half.handle_data(header, content, rx.sink.as_mut(), acks) {
-                drop(guard);
-                tracing::error!(peer = %self.peer_name, %error, "channel reset");
-                return self.fail(ResetReason::Protocol);
-            }
-            rx.half.poll_ack()
-        };
-        self.send_ack(node, ack);
-        for ack in acks.drain(..) {
-            let ack = Ack { next: ack.next, credit: ack.credit, ranges: Vec::new() };
-            self.handle_ack(node, &ack, false);
-        }
-        self.want_service(node);
-    }
-
-    /// Hands over to the user what a read has brought.
-    pub(crate) fn flush_sink(self: &Arc<Self>, now: Instant) {
-        let ended = {
-            let mut rx = self.rx.lock();
-            rx.sink.flush();
-            rx.poll_end(now)
-        };
-        if ended && let Some(node) = self.node.upgrade() {
-            self.forget_if_over(&node);
-        }
-    }
-
-    /// Takes an acknowledgement; `marked` if it tells of packets that relays have marked.
-    pub(crate) fn handle_ack(self: &Arc<Self>, node: &Arc<Node>, ack: &Ack, marked: bool) {
-        let mut tx = self.tx.lock();
-        let now = Instant::now();
-        tx.half.handle_ack(now, ack, marked);
-        self.carry_on(node, tx, now);
-    }
-
-    pub(crate) fn handle_opened(self: &Arc<Self>, node: &Arc<Node>, opened: &Opened) {
-        let mut tx = self.tx.lock();
-        if !tx.half.handle_opened(opened) {
-            return;
-        }
-        self.rx.lock().half.open(opened.index);
-        self.state.store(tx.half.state() as u8, Ordering::SeqCst);
-        drop(tx);
-        node.channels.learn(self.index, opened);
-        self.host.opened();
-    }
-
-    pub(crate) fn handle_reset(self: &Arc<Self>, node: &Arc<Node>, reset: &Reset) {
-        let now = Instant::now();
-        let mut tx = self.tx.lock();
-        tx.half.handle_reset(reset);
-        self.carry_on(node, tx, now);
-        {
-            let mut rx = self.rx.lock();
-            rx.half.handle_reset(now, reset);
-            rx.poll_end(now);
-        }
-        self.forget_if_over(node);
-        // If data is still under way, the channel stays in the table for it.
-        self.want_service(node);
-    }
-
-    pub(crate) fn handle_reset_ack(self: &Arc<Self>, node: &Arc<Node>) {
-        self.tx.lock().half.handle_reset_ack();
-        self.forget_if_over(node);
-    }
-
-    /// A relay says that it dropped a packet of this channel.
-    pub(crate) fn handle_unreachable(self: &Arc<Self>, node: &Node, number: u64) {
-        self.tx.lock().half.handle_unreachable(Instant::now(), number);
-        self.want_service(node);
-    }
-
-    /// The node at the other end is gone: its life is over, or it could not be reached for too long.
-    /// Then it has to be told, should it come back.
-    pub(crate) fn peer_gone(self: &Arc<Self>, node: &Arc<Node>, reason: ResetReason) {
-        {
-            let mut tx = self.tx.lock();
-            match reason {
-                ResetReason::Unreachable => tx.half.give_up(reason),
-                _ => _ = tx.half.over(),
-            }
-            self.count_retained(&mut tx);
-        }
-        self.rx.lock().tell_end(reason);
-        self.forget_if_over(node);
-    }
-
-    /// The channel cannot go on: the user is told.
-    fn fail(self: &Arc<Self>, reason: ResetReason) {
-        self.rx.lock().tell_end(reason);
-        self.close(reason);
-    }
-
-    /// The way to the other node has changed.
-    pub(crate) fn handle_route_change(self: &Arc<Self>, node: &Arc<Node>) {
-        let now = Instant::now();
-        let mut tx = self.tx.lock();
-        tx.half.handle_route_change(now);
-        self.carry_on(node, tx, now);
-    }
-
-    /// A link that was full has room again, or is gone.
-    pub(crate) fn link_has_room(self: &Arc<Self>) {
-        let writable = {
-            let mut tx = self.tx.lock();
-            self.user_may_go_on(&mut tx, None)
-        };
-        if writable {
-            self.host.writable();
-        }
-    }
-
-    /// Regular service while something is under way; `false` when it is not needed any more.
-    pub(crate) fn handle_timer(self: &Arc<Self>, node: &Arc<Node>, now: Instant) -> bool {
-        let routed = node.next_hop(self.peer, u64::from(self.index.0)).is_some();
-        let (ack, missing) = {
-            let mut rx = self.rx.lock();
-            let missing = rx.half.handle_timeout(now, routed);
-            rx.poll_end(now);
-            (rx.half.poll_ack(), missing)
-        };
-        self.send_ack(node, ack);
-        let mut tx = self.tx.lock();
-        if tx.half.state() == State::Opening {
-            tx.half.hold_open(!node.channels.may_open(self.peer));
-        }
-        let unheard = tx.half.handle_timeout(now, routed);
-        let waits = tx.user_waits && tx.half.sender().is_some();
-        let wants = tx.half.wants_service() || waits;
-        self.carry_on(node, tx, now);
-        if let Some(loss) = missing.or(unheard) {
-            let packets = loss.packets;
-            tracing::error!(peer = %self.peer_name, packets, "packets lost for good: channel reset");
-            self.fail(ResetReason::Lost);
-        }
-        self.forget_if_over(node);
-        wants || self.rx.lock().half.wants_service()
-    }
-
     // ===== to the network =====
 
     /// Sends what the outgoing half has to send.
     fn carry_on(self: &Arc<Self>, node: &Arc<Node>, mut tx: MutexGuard<'_, Tx>, now: Instant) {
+        if tx.half.is_unconfirmed() && self.rx.lock().half.is_over() {
+            tx.half.confirm_end();
+        }
         let link = self.transmit(node, &mut tx, now);
         self.state.store(tx.half.state() as u8, Ordering::SeqCst);
         let writable = self.user_may_go_on(&mut tx, link.as_ref());

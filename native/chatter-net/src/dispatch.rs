@@ -102,11 +102,13 @@ impl Dispatch {
                 }
             }
             Content::Open(open) => self.open(header, &open),
-            Content::Opened(opened) => match self.channel(header) {
-                Some(channel) => channel.handle_opened(&self.node, &opened),
-                // Asked for, given up, and granted all the same: the other end must not wait.
-                None => self.refuse_channel(header, opened.index, ResetReason::Unknown),
-            },
+            Content::Opened(opened) => {
+                let channel = self.channel(header);
+                if !channel.is_some_and(|channel| channel.handle_opened(&self.node, &opened)) {
+                    // Asked for and given up, or granted by another life: the other end must not wait.
+                    self.refuse_channel(header, opened.index, ResetReason::Unknown);
+                }
+            }
             Content::Reset(reset) => self.reset(header, &reset),
             Content::ResetAck(reset) => {
                 match self.node.channels.find_reset(header.source, &reset) {

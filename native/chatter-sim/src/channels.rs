@@ -129,6 +129,9 @@ impl World {
         let host = &mut self.hosts[at];
         let channel = host.channels.all.get_mut(&index)?;
         let entry = host.links.get_mut(&link)?;
+        if channel.out.is_unconfirmed() && channel.inc.is_over() {
+            channel.out.confirm_end();
+        }
         while let Some(packet) = channel.out.poll_packet(now) {
             entry.queue.push_own(index, packet);
         }
@@ -272,6 +275,7 @@ impl World {
         if let Some(reason) = channel.inc.poll_end(now) {
             channel.inbox.close(reason);
             self.user_take(at, index);
+            self.transmit(at, index);
         }
     }
 

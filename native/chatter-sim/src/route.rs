@@ -55,6 +55,9 @@ impl World {
                         let life = opened.incarnation;
                         channels.table.learn(here, life, opened.index, opened.epoch);
                         self.user_opened(at, index);
+                    } else if channel.out.is_stranger(&opened) {
+                        let reset = relay::refuse(me, header, opened.index, ResetReason::Unknown);
+                        self.answer(at, header.source, reset);
                     }
                 }
                 None => {

@@ -151,9 +151,14 @@ impl Incoming {
 
     /// The other end has ended the channel: what is still under way is taken first, for a while.
     pub fn handle_reset(&mut self, now: Instant, reset: &Reset) {
-        if !self.over && self.pending.is_none() {
-            let until = now + RESET_GRACE;
-            self.pending = Some(PendingEnd { last: reset.last, reason: reset.reason, until });
+        match &mut self.pending {
+            _ if self.over => {}
+            // Said again, when nothing is under way any more.
+            Some(pending) => pending.last = pending.last.min(reset.last),
+            None => {
+                let until = now + RESET_GRACE;
+                self.pending = Some(PendingEnd { last: reset.last, reason: reset.reason, until });
+            }
         }
     }
 

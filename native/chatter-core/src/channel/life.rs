@@ -70,6 +70,8 @@ pub struct Outgoing {
     /// Data is under way, and nothing is heard of it.
     unheard: Patience,
     farewell: Option<Farewell>,
+    /// The other end's RESET, until it is confirmed: its index, and why.
+    unconfirmed: Option<(ChannelIndex, ResetReason)>,
 }
 
 impl Outgoing {
@@ -96,6 +98,7 @@ impl Outgoing {
             last: 0,
             unheard: Patience::default(),
             farewell: None,
+            unconfirmed: None,
         }
     }
 
@@ -168,6 +171,13 @@ impl Outgoing {
         true
     }
 
+    /// Whether this OPENED is of another grant than the one that the channel has: another life has got an
+    /// OPEN that was sent twice. It must be told that nobody comes.
+    pub fn is_stranger(&self, opened: &Opened) -> bool {
+        let known = (self.peer_index, self.peer_epoch);
+        self.state != State::Opening && (opened.index, opened.epoch) != known
+    }
+
     /// Takes an acknowledgement; `marked` if it tells of packets that relays have marked.
     pub fn handle_ack(&mut self, now: Instant, ack: &Ack, marked: bool) {
         self.unheard.reset();
@@ -186,13 +196,25 @@ impl Outgoing {
         }
     }
 
-    /// The other end says that the channel is over: confirmed, and nothing more is sent. Returns the
-    /// state before; the other half has to take what is still under way
-    /// ([`Incoming::handle_reset`](super::incoming::Incoming::handle_reset)) unless it was `Closing`.
+    /// The other end says that the channel is over: nothing more is sent. It is confirmed when the other
+    /// half has taken what is still under way, see [`Outgoing::confirm_end`]. Returns the state before.
     pub fn handle_reset(&mut self, reset: &Reset) -> State {
-        let content = self.reset(reset.from_index, reset.reason, 0).encode();
-        self.answer(PacketType::ResetAck, reset.from_index, content);
+        self.unconfirmed = Some((reset.from_index, reset.reason));
         self.over()
+    }
+
+    /// Whether the other end waits to hear that this end has seen the end as well.
+    pub fn is_unconfirmed(&self) -> bool {
+        self.unconfirmed.is_some()
+    }
+
+    /// This end's user has been told of the end ([`Incoming::is_over`](super::incoming::Incoming::is_over)):
+    /// the other end may begin anew.
+    pub fn confirm_end(&mut self) {
+        if let Some((to_index, reason)) = self.unconfirmed.take() {
+            let content = self.reset(to_index, reason, 0).encode();
+            self.answer(PacketType::ResetAck, to_index, content);
+        }
     }
 
     /// The other end has confirmed that the channel is over.
