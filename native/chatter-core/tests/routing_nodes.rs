@@ -377,11 +377,11 @@ fn equal_inputs_have_equal_outputs() {
     assert!(trace(5).len() > 100);
 }
 
-/// Given a node that is held up for so long that the others give it up, expect that it sees the end of
+/// Given a node that is held up for so long that its peers close its links, expect that it sees the end of
 /// all of them at one time, before it sees any of them again; and all see each other in the end.
 #[test]
 fn a_node_given_up_sees_all_ends_at_once() {
-    for pause in [1_400, 2_000, 4_000] {
+    for pause in [1_300, 1_400, 2_000, 4_000] {
         let mut sim = ring(6);
         let before = sim.now;
         sim.pause(3, ms(pause));
@@ -420,6 +420,27 @@ fn a_pause_of_all_ends_nothing() {
     for at in 0..6 {
         for other in (0..6).filter(|&other| other != at) {
             assert_eq!(story(&sim, at, sim.id(other)), "+1", "n{at} of n{other}");
+        }
+    }
+}
+
+/// Given a node that is held up for less than the hold, expect nobody to notice, even where peers have
+/// closed its links.
+#[test]
+fn a_shorter_pause_is_forgiven() {
+    for pause in [300, 700, 850, 990] {
+        let mut sim = ring(6);
+        sim.pause(3, ms(pause));
+        sim.run_for(ms(pause + 20));
+        for other in [2, 4] {
+            if sim.wire_between(3, other).is_none_or(|wire| !sim.wires[wire].open) {
+                sim.join(3, other);
+            }
+        }
+        sim.run_for(ms(6_000));
+        for at in (0..6).filter(|&at| at != 3) {
+            assert_eq!(story(&sim, 3, sim.id(at)).replace(['?', '!'], ""), "+1", "{pause} ms");
+            assert_eq!(story(&sim, at, sim.id(3)).replace(['?', '!'], ""), "+1", "{pause} ms");
         }
     }
 }

@@ -1,9 +1,10 @@
-//! Having been held up, stopped or swapped out, for so long that the others have given this node up.
+//! Having been held up, stopped or swapped out, for so long that the peers have closed every link.
 //!
-//! Their channels to it are over, and it does not know. Found out one channel at a time, while the
-//! others open new ones, it would tell some of them that it has lost the rest, and `global` would cut
-//! those off too. So it ends all of them at once, as soon as the last link that it had is gone: the
-//! others have closed all of them, which a pause of the whole network does not do.
+//! The others are about to give this node up, or have done so: one of them is enough, since its
+//! `global` makes all others disconnect. Their channels to it are over, and it does not know. Found out
+//! one channel at a time, while the others open new ones, it would tell some of them that it has lost
+//! the rest, and those would be cut off too. So it ends all of them at once, as soon as the last link
+//! that it had is gone. A pause of the whole network closes no links, and ends nothing.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -25,11 +26,11 @@ impl Control {
     /// Takes the time of a call. Must come first: what follows may be news that nobody was there for.
     pub(super) fn advance(&mut self, now: Instant) {
         let config = &self.config;
-        let given_up = ms(config.hold_ms) + ms(config.unreachable_ms);
-        // The others count from what they heard last, up to a HELLO before this node's last sign of life.
-        let gap = now.saturating_duration_since(self.now) + ms(config.hello_ms.into());
+        // The pause began up to a HELLO after the last call: a shorter one than the hold is forgiven.
+        let hold = ms(config.hold_ms) + ms(config.hello_ms.into());
+        let gap = now.saturating_duration_since(self.now);
         self.now = self.now.max(now);
-        if gap >= given_up && !self.links.is_empty() {
+        if gap >= hold && !self.links.is_empty() {
             let links = self.links.keys().copied().collect();
             self.held_up = Some(HeldUp { links, until: self.now + ms(config.hold_ms) });
         }
