@@ -4,6 +4,7 @@ use chatter_core::control::{ControlEvent, LinkUp};
 use chatter_core::dialer::{NeighbourId, NeighbourSpec};
 use chatter_core::ids::LinkId;
 use chatter_core::wire::identity::Identity;
+use chatter_core::wire::packet::Packet;
 
 use crate::heap::Event;
 use crate::host::{Link, address, scheduler};
@@ -252,18 +253,54 @@ impl World {
                 }
                 Room::Later => break,
             }
-            let mut bytes = Vec::new();
-            let now = self.clock.instant(self.now);
-            while bytes.len() < RECORD_BYTES
-                && let Some(packet) = entry.queue.pop(now)
-            {
-                bytes.extend_from_slice(&packet.head);
-                bytes.extend_from_slice(&packet.body);
+            let bytes = self.fill_record(at, link);
+            if bytes.is_empty() {
+                continue;
             }
             self.counts.bytes += bytes.len() as u64;
             self.send_record(wire, end, Record::Data(bytes));
         }
         self.wake_waiting(at, link);
+    }
+
+    /// Takes the packets of the next record out of the queues.
+    fn fill_record(&mut self, at: usize, link: LinkId) -> Vec<u8> {
+        let now = self.clock.instant(self.now);
+        let mut bytes = Vec::new();
+        let mut held_back: Option<Packet> = None;
+        let Some(entry) = self.hosts[at].links.get_mut(&link) else { return bytes };
+        let faults = self.net.edges[self.net.wires[entry.wire].edge].now;
+        let mut put = |packet: &Packet| {
+            bytes.extend_from_slice(&packet.head);
+            bytes.extend_from_slice(&packet.body);
+            bytes.len()
+        };
+        let mut len = 0;
+        while len < RECORD_BYTES
+            && let Some(packet) = entry.queue.pop(now)
+        {
+            if self.rng.chance(faults.leak_ppm) {
+                continue;
+            }
+            if self.rng.chance(faults.scramble_ppm) {
+                if self.rng.chance(500_000) {
+                    put(&packet);
+                } else if let Some(before) = held_back.replace(packet) {
+                    put(&before);
+                    continue;
+                } else {
+                    continue;
+                }
+            }
+            len = put(&packet);
+            if let Some(before) = held_back.take() {
+                len = put(&before);
+            }
+        }
+        if let Some(last) = held_back {
+            put(&last);
+        }
+        bytes
     }
 
     /// This end of a connection may have room to write again.

@@ -28,8 +28,17 @@ impl World {
         if let Some(host) = timed.harms() {
             self.checker.harmed(host, timed.at.saturating_add(timed.lasts).saturating_add(EXCUSED));
         }
+        if let Fault::Stall(host) = timed.fault {
+            self.checker
+                .stalled(host, timed.at.saturating_add(timed.lasts).saturating_add(EXCUSED));
+        }
         match timed.fault {
             Fault::Reset(edge) => self.reset_edge(edge),
+            Fault::Blink(host) => {
+                for edge in self.scenario.edges_of(host) {
+                    self.reset_edge(edge);
+                }
+            }
             Fault::Corrupt(edge, side) => self.net.edges[edge].now.corrupt[side] = true,
             Fault::Disconnect(host) => self.disconnect_users(host),
             Fault::Cut(edge)
@@ -37,6 +46,8 @@ impl World {
             | Fault::Delay(edge, _)
             | Fault::Jitter(edge, _)
             | Fault::Loss(edge, _)
+            | Fault::Leak(edge, _)
+            | Fault::Scramble(edge, _)
             | Fault::Rate(edge, _) => self.update_edge(edge),
             Fault::Kill(host)
             | Fault::PowerOff(host)
@@ -63,6 +74,10 @@ impl World {
                 Fault::Delay(at, by) if at == edge => now.delay += by,
                 Fault::Jitter(at, by) if at == edge => now.jitter = now.jitter.max(by),
                 Fault::Loss(at, ppm) if at == edge => now.loss_ppm = now.loss_ppm.max(ppm),
+                Fault::Leak(at, ppm) if at == edge => now.leak_ppm = now.leak_ppm.max(ppm),
+                Fault::Scramble(at, ppm) if at == edge => {
+                    now.scramble_ppm = now.scramble_ppm.max(ppm);
+                }
                 Fault::Rate(at, rate) if at == edge => {
                     now.rate = if now.rate == 0 { rate } else { now.rate.min(rate) };
                 }

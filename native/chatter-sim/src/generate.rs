@@ -79,7 +79,7 @@ impl Scenario {
             socket: [256 * 1024, 1024 * 1024][rng.index(2)],
             ..Limits::default()
         };
-        self.settle = 10 * S;
+        self.settle = 5 * S;
     }
 
     fn draw_fault(&self, at: Nanos, rng: &mut Random) -> TimedFault {
@@ -89,7 +89,7 @@ impl Scenario {
         let short = rng.range(20, 600) * MS;
         let long = rng.range(50, 4_000) * MS;
         let ppm = [10_000, 50_000, 100_000, 300_000][rng.index(4)];
-        let (fault, lasts) = match rng.below(100) {
+        let (fault, lasts) = match rng.below(112) {
             0..10 => (Fault::Reset(edge), 0),
             10..18 => (Fault::Cut(edge), long),
             18..25 => (Fault::OneWay(edge, side), long),
@@ -107,7 +107,10 @@ impl Scenario {
             82..88 => (Fault::Drop(node, ppm), long),
             88..93 => (Fault::Double(node, ppm), long),
             93..98 => (Fault::Reorder(node, ppm), long),
-            _ => (Fault::Disconnect(node), 0),
+            98..100 => (Fault::Disconnect(node), 0),
+            100..104 => (Fault::Leak(edge, ppm), long),
+            104..108 => (Fault::Scramble(edge, ppm), long),
+            _ => (Fault::Blink(node), 0),
         };
         TimedFault { at, lasts, fault }
     }

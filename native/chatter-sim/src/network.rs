@@ -118,6 +118,9 @@ pub(crate) struct Conditions {
     pub(crate) delay: Nanos,
     pub(crate) jitter: Nanos,
     pub(crate) loss_ppm: u32,
+    /// What happens to packets within records, which TCP does not know.
+    pub(crate) leak_ppm: u32,
+    pub(crate) scramble_ppm: u32,
     /// Bytes a second; 0 for no bound.
     pub(crate) rate: u64,
     /// The next record towards this end is damaged.

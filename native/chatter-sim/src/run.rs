@@ -27,6 +27,8 @@ pub struct Outcome {
     pub time: Nanos,
     /// Figures.
     pub counts: Counts,
+    /// How many messages took how long, in steps of 10 ms.
+    pub times: Vec<u64>,
     /// What was wrong.
     pub violations: Vec<Violation>,
     /// The last lines of the trace.
@@ -52,6 +54,17 @@ impl fmt::Display for Outcome {
     }
 }
 
+/// In how many milliseconds so many per mille of the messages had come.
+pub fn quantile(times: &[u64], per_mille: u64) -> u64 {
+    let all: u64 = times.iter().sum();
+    let mut seen = 0;
+    let slot = times.iter().position(|count| {
+        seen += count;
+        seen * 1_000 >= all * per_mille
+    });
+    (slot.unwrap_or(0) as u64 + 1) * 10
+}
+
 /// Runs a scenario. `loud` prints the trace as it comes.
 pub fn run(scenario: Scenario, mutant: Option<Mutant>, loud: bool) -> Outcome {
     let mut world = World::new(scenario);
@@ -72,6 +85,7 @@ pub fn run(scenario: Scenario, mutant: Option<Mutant>, loud: bool) -> Outcome {
         hash: world.trace.hash(),
         time: world.now(),
         counts: world.counts,
+        times: world.checker.times().to_vec(),
         violations: world.checker.violations().to_vec(),
         trace: if failed { world.trace.last(SHOWN_LINES) } else { Vec::new() },
     }
@@ -82,6 +96,7 @@ impl World {
     fn check_live(&mut self) {
         let truth = self.truth();
         let pairs = self.scenario.pairs.clone();
+        self.steady = true;
         let before: Vec<_> = pairs.iter().map(|[a, b]| self.received(*a, *b)).collect();
         self.run_until(self.now + S.max(20 * self.scenario.load.every));
         for ([a, b], before) in pairs.into_iter().zip(before) {

@@ -37,6 +37,8 @@ pub enum Fault {
     OneWay(usize, usize),
     /// The connections on the edge are reset.
     Reset(usize),
+    /// All connections of a node are reset at once.
+    Blink(usize),
     /// The next record towards that end of the edge is damaged: opening it fails, which ends the link.
     Corrupt(usize, usize),
     /// The edge takes so much longer.
@@ -47,6 +49,11 @@ pub enum Fault {
     Loss(usize, u32),
     /// The edge passes so many bytes a second.
     Rate(usize, u64),
+    /// So many of a million packets vanish on the edge, whatever they are. TCP does not do that; the
+    /// protocol has to live with it all the same.
+    Leak(usize, u32),
+    /// So many of a million packets come twice on the edge, or change places with the next.
+    Scramble(usize, u32),
     /// The node's process dies, its kernel closes the connections; it comes back with a new life.
     Kill(usize),
     /// The node's machine dies without a word; it comes back with a new life.
@@ -197,6 +204,11 @@ impl Scenario {
     /// The edge between two nodes.
     pub fn edge_between(&self, a: usize, b: usize) -> Option<usize> {
         self.edges.iter().position(|edge| edge.ends == [a, b] || edge.ends == [b, a])
+    }
+
+    /// The edges of a node.
+    pub fn edges_of(&self, node: usize) -> Vec<usize> {
+        (0..self.edges.len()).filter(|at| self.edges[*at].ends.contains(&node)).collect()
     }
 
     /// Adds a fault. The faults have to be in the order of time.

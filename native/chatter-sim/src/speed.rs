@@ -1,7 +1,7 @@
 //! How much faster than real time a cluster of 50 nodes is.
 
 use crate::rng::Random;
-use crate::scenario::{Load, Scenario};
+use crate::scenario::{Fault, Load, Scenario};
 use crate::time::{MS, Nanos, S};
 use crate::topology::Shape;
 use crate::world::{Counts, World};
@@ -15,7 +15,8 @@ pub struct Done {
     pub counts: Counts,
 }
 
-/// 50 nodes at rest, and under load with faults.
+/// 50 nodes at rest; with messages and a fault now and then; with a fault every second, which is mostly
+/// shortest paths.
 pub fn scenarios() -> Vec<(&'static str, Scenario)> {
     let mut rng = Random::new(50);
     let mut idle = Scenario::new(50, 50);
@@ -23,11 +24,15 @@ pub fn scenarios() -> Vec<(&'static str, Scenario)> {
     let mut busy = idle.clone();
     busy.pairs = (0..25).map(|at| [at, at + 25]).collect();
     busy.load = Load { every: 500 * MS, batch: 2, ..Load::default() };
+    let mut storm = busy.clone();
     for at in 0..100 {
-        let fault = crate::scenario::Fault::Reset(rng.index(busy.edges.len()));
-        busy.fault(at * S, fault, 0);
+        let fault = Fault::Reset(rng.index(busy.edges.len()));
+        storm.fault(at * S, fault, 0);
+        if at % 20 == 10 {
+            busy.fault(at * S, fault, 0);
+        }
     }
-    vec![("at rest", idle), ("at work", busy)]
+    vec![("at rest", idle), ("at work", busy), ("in a storm", storm)]
 }
 
 /// Runs a scenario for 100 virtual seconds.

@@ -2,7 +2,10 @@
 
 use crate::generate::recovery;
 use crate::scenario::{Fault, Scenario, TimedFault};
-use crate::time::Nanos;
+use crate::time::{Nanos, S};
+
+/// After so long a link counts as stable: then the next dial is made at once.
+const STABLE: Nanos = 6 * S;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Part {
@@ -30,7 +33,8 @@ impl Survival {
     pub(crate) fn survives(&mut self, scenario: &Scenario, fault: TimedFault) -> bool {
         let until = fault.at + fault.lasts + recovery(&fault);
         let part = match fault.fault {
-            Fault::Disconnect(_) => return false,
+            // What is not TCP may cost a table a second, and with it a connection.
+            Fault::Disconnect(_) | Fault::Leak(..) => return false,
             Fault::Cut(edge)
             | Fault::OneWay(edge, _)
             | Fault::Reset(edge)
@@ -40,6 +44,7 @@ impl Survival {
             Fault::Pause(node) if fault.harms().is_some() => Part::Node(node),
             // It keeps its links and must not lose anybody.
             Fault::Pause(node) => Part::Relay(node),
+            Fault::Blink(node) => return self.blinks(scenario, fault.at, node),
             _ => return true,
         };
         if fault.harms().is_some_and(|node| self.spared[node]) {
@@ -47,27 +52,55 @@ impl Survival {
         }
         self.broken.retain(|(_, end, _)| *end > fault.at);
         if let Part::Node(node) | Part::Relay(node) = part
-            && [Part::Node(node), Part::Relay(node)].iter().any(|part| self.is_broken(*part))
+            && [Part::Node(node), Part::Relay(node)].iter().any(|p| self.is_broken(*p, fault.at))
         {
             // Two pauses in a row are a long one.
             return false;
         }
         self.broken.push((fault.at, until, part));
-        let whole = self.is_whole(scenario);
+        // A node that is back must find more than edges that are still broken.
+        let times: Vec<_> = self.broken.iter().map(|(_, end, _)| *end).chain([fault.at]).collect();
+        let whole = times.into_iter().all(|at| self.is_whole(scenario, at));
         if !whole {
             self.broken.pop();
         }
         whole
     }
 
-    fn is_broken(&self, part: Part) -> bool {
-        self.broken.iter().any(|(_, _, broken)| *broken == part)
+    /// Whether a node may lose all links at once: it has to find back before others give it up, so
+    /// nothing may be broken near it, and its dials must not have failed for a while.
+    fn blinks(&mut self, scenario: &Scenario, at: Nanos, node: usize) -> bool {
+        let edges = scenario.edges_of(node);
+        let near = |part: &Part| match part {
+            Part::Edge(edge) => edges.contains(edge),
+            Part::Node(other) | Part::Relay(other) => {
+                edges.iter().any(|edge| scenario.edges[*edge].ends.contains(other))
+            }
+        };
+        self.broken.retain(|(_, end, _)| *end > at);
+        if self.broken.iter().any(|(_, _, part)| near(part)) {
+            return false;
+        }
+        self.broken.extend(edges.into_iter().map(|edge| (at, at + STABLE, Part::Edge(edge))));
+        if self.is_whole_without(scenario, at, node) {
+            return true;
+        }
+        self.broken.retain(|(begin, _, _)| *begin != at);
+        false
     }
 
-    /// Whether all nodes that are left can reach each other. Everything that is broken at any time from
-    /// now on counts as broken at once.
-    fn is_whole(&self, scenario: &Scenario) -> bool {
-        let is = |part| self.is_broken(part);
+    /// Whether something is broken at this time or later.
+    fn is_broken(&self, part: Part, at: Nanos) -> bool {
+        self.broken.iter().any(|(_, end, broken)| *broken == part && *end > at)
+    }
+
+    /// Whether all nodes that are left at this time can reach each other.
+    fn is_whole(&self, scenario: &Scenario, at: Nanos) -> bool {
+        self.is_whole_without(scenario, at, usize::MAX)
+    }
+
+    fn is_whole_without(&self, scenario: &Scenario, at: Nanos, gone: usize) -> bool {
+        let is = |part| part == Part::Node(gone) || self.is_broken(part, at);
         let nodes: Vec<_> = (0..scenario.nodes).filter(|at| !is(Part::Node(*at))).collect();
         let relays: Vec<_> = nodes.iter().copied().filter(|at| !is(Part::Relay(*at))).collect();
         let Some(first) = relays.first() else { return false };
@@ -97,7 +130,7 @@ impl Survival {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::time::{MS, S};
+    use crate::time::MS;
 
     /// Given a ring, expect that it lives without one of its edges, and not without a second one until
     /// some time after the first is back.
@@ -129,5 +162,9 @@ mod tests {
         assert!(!survival.survives(&scenario, kill(S, 3)), "0 and 2 would be alone");
         assert!(!survival.survives(&scenario, pause(S, 3, 300 * MS)), "3 relays nothing");
         assert!(survival.survives(&scenario, pause(S, 0, 300 * MS)), "0 is an end");
+        let cut = TimedFault { at: 3 * S, lasts: 9 * S, fault: Fault::Cut(0) };
+        assert!(survival.survives(&scenario, cut), "1 is dead, and has another edge later");
+        let cut = TimedFault { fault: Fault::Cut(1), ..cut };
+        assert!(!survival.survives(&scenario, cut), "1 would come back to nobody");
     }
 }

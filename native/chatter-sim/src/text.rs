@@ -122,6 +122,9 @@ impl Scenario {
             Fault::Jitter(at, by) => format!("jitter {} {}", edge(at), Time(by)),
             Fault::Loss(at, ppm) => format!("loss {} {ppm}ppm", edge(at)),
             Fault::Rate(at, rate) => format!("rate {} {rate}", edge(at)),
+            Fault::Leak(at, ppm) => format!("leak {} {ppm}ppm", edge(at)),
+            Fault::Scramble(at, ppm) => format!("scramble {} {ppm}ppm", edge(at)),
+            Fault::Blink(node) => format!("blink {node}"),
             Fault::Kill(node) => format!("kill {node}"),
             Fault::PowerOff(node) => format!("poweroff {node}"),
             Fault::Stop(node) => format!("stop {node}"),
@@ -134,7 +137,7 @@ impl Scenario {
             Fault::Disconnect(node) => format!("disconnect {node}"),
         };
         match fault.fault {
-            Fault::Reset(_) | Fault::Corrupt(..) | Fault::Disconnect(_) => what,
+            Fault::Reset(_) | Fault::Blink(_) | Fault::Corrupt(..) | Fault::Disconnect(_) => what,
             _ => format!("{what} for {}", Time(fault.lasts)),
         }
     }
@@ -234,8 +237,10 @@ impl Scenario {
             "at" => {
                 let at = words.time()?;
                 let fault = self.read_fault(words)?;
-                let momentary =
-                    matches!(fault, Fault::Reset(_) | Fault::Corrupt(..) | Fault::Disconnect(_));
+                let momentary = matches!(
+                    fault,
+                    Fault::Reset(_) | Fault::Blink(_) | Fault::Corrupt(..) | Fault::Disconnect(_)
+                );
                 let lasts = if momentary {
                     0
                 } else {
@@ -313,6 +318,8 @@ impl Scenario {
             "jitter" => Fault::Jitter(self.read_edge_name(words)?, words.time()?),
             "loss" => Fault::Loss(self.read_edge_name(words)?, words.ppm()?),
             "rate" => Fault::Rate(self.read_edge_name(words)?, words.number()?),
+            "leak" => Fault::Leak(self.read_edge_name(words)?, words.ppm()?),
+            "scramble" => Fault::Scramble(self.read_edge_name(words)?, words.ppm()?),
             "oneway" => {
                 let (edge, end) = self.read_direction(words)?;
                 Fault::OneWay(edge, end)
@@ -321,6 +328,7 @@ impl Scenario {
                 let (edge, end) = self.read_direction(words)?;
                 Fault::Corrupt(edge, end)
             }
+            "blink" => Fault::Blink(self.read_node(words)?),
             "kill" => Fault::Kill(self.read_node(words)?),
             "poweroff" => Fault::PowerOff(self.read_node(words)?),
             "stop" => Fault::Stop(self.read_node(words)?),

@@ -112,7 +112,9 @@ impl World {
             self.hosts[at].users.connections.iter().map(|(i, c)| (*i, c.stage, c.since)).collect();
         for (index, stage, since) in connections {
             if stage == Stage::Up {
-                self.send_some(at, index);
+                if self.talks(at, index) {
+                    self.send_some(at, index);
+                }
             } else if self.now - since > SETUP_TIME {
                 self.hosts[at].users.connections.remove(&index);
                 self.close_channel(at, index, ResetReason::Closed);
@@ -288,6 +290,13 @@ impl World {
         }
     }
 
+    /// Users talk for 2 s in each 6 s, so that there are last messages: nothing comes after them that
+    /// would show that they are missing.
+    fn talks(&self, at: usize, index: u32) -> bool {
+        let session = self.hosts[at].users.connections.get(&index).map_or(0, |c| c.session);
+        self.steady || (self.now / (2 * S) + session).is_multiple_of(3)
+    }
+
     fn send_some(&mut self, at: usize, index: u32) {
         let load = self.scenario.load;
         let n = self.rng.below(load.batch + 1);
@@ -311,7 +320,7 @@ impl World {
                 from_life: self.hosts[at].incarnation,
                 to_life,
                 session,
-                counter: self.checker.sent(at, peer, session),
+                counter: self.checker.sent(session),
                 whole: true,
             };
             frames.push(inbox::write(&message, len.max(MESSAGE_LEN)));

@@ -78,6 +78,8 @@ pub struct World {
     pub(crate) active: Vec<usize>,
     /// The users send.
     pub(crate) loaded: bool,
+    /// They do so without breaks.
+    pub(crate) steady: bool,
     pub(crate) last_session: u64,
     /// The length of the last LSP of each node, packet header included.
     pub(crate) lsp_lens: BTreeMap<u64, usize>,
@@ -110,6 +112,7 @@ impl World {
             dirty: Vec::new(),
             active: Vec::new(),
             loaded: true,
+            steady: false,
             last_session: 0,
             lsp_lens: BTreeMap::new(),
             control_config,

@@ -21,14 +21,14 @@ pub struct ControlConfig {
     pub late_ms: u32,
     /// Milliseconds that a node may have no route before it is down. Default 500.
     pub unreachable_ms: u32,
-    /// Milliseconds from the first own LSP to the second, third and later ones while links keep
-    /// changing. Default 10, 100, 1,000.
+    /// Milliseconds from the first own LSP to the second, between the next eight, and between later ones
+    /// while links keep changing. Default 10, 100, 1,000.
     pub originate_ms: [u32; 3],
     /// Milliseconds without a new own LSP after which the next one goes out at once again. Default
     /// 2,000.
     pub originate_quiet_ms: u32,
-    /// Milliseconds from the first run of shortest paths to the second, third and later ones while
-    /// LSPs keep coming. Default 5, 50, 100. Changes of own links are never held up.
+    /// Milliseconds from the first run of shortest paths to the second, between the next eight, and
+    /// between later ones while LSPs keep coming. Default 5, 50, 100. Changes of own links are never held up.
     pub spf_ms: [u32; 3],
     /// Milliseconds without a run after which the next one happens at once again. Default 500.
     pub spf_quiet_ms: u32,

@@ -14,7 +14,7 @@ use crate::wire::lsp::{Lsp, MAX_NEIGHBOURS, Neighbour};
 /// When the own LSP is made again.
 ///
 /// News of a lost link does not wait for the throttle of other news: when links came up in a burst, a
-/// loss is still told at once.
+/// loss is still told at once. So is a link to a node that had no route.
 #[derive(Clone, Debug)]
 pub(super) struct Origination {
     seq: u64,
@@ -44,7 +44,7 @@ impl Origination {
         self.good_pending = true;
     }
 
-    /// A link is lost.
+    /// A link is lost, or the only way to a node is there.
     pub(super) fn want_bad(&mut self) {
         self.bad_pending = true;
     }

@@ -148,7 +148,12 @@ impl Control {
         }
         self.check_neighbour(peer);
         self.send_everything(link);
-        self.origination.want_good();
+        if self.table.route(peer).is_some() {
+            self.origination.want_good();
+        } else {
+            // Somebody waits for this way, and only for so long until it gives a node up.
+            self.origination.want_bad();
+        }
     }
 
     fn replace(&mut self, former: LinkId, reason: CloseReason, up: LinkUp, metric: Option<u32>) {

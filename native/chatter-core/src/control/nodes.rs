@@ -28,6 +28,12 @@ enum State {
     Lost(Instant),
 }
 
+impl Node {
+    fn is_lost(&self) -> bool {
+        matches!(self.state, State::Lost(_))
+    }
+}
+
 /// What happens to a node.
 #[derive(Clone, Debug)]
 enum Input<'a> {
@@ -40,6 +46,8 @@ enum Input<'a> {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Nodes {
     nodes: BTreeMap<NodeId, Node>,
+    /// How many of them have no route: mostly none, and then nobody has to look.
+    lost: usize,
     events: VecDeque<ControlEvent>,
 }
 
@@ -82,6 +90,9 @@ impl Nodes {
 
     /// Ends the holds that have run out.
     pub(super) fn expire(&mut self, now: Instant) {
+        if self.lost == 0 {
+            return;
+        }
         let expired = |node: &Node| matches!(node.state, State::Lost(at) if at <= now);
         let ids: Vec<_> =
             self.nodes.iter().filter(|(_, node)| expired(node)).map(|(id, _)| *id).collect();
@@ -101,6 +112,9 @@ impl Nodes {
 
     /// When [`Nodes::expire`] has something to do.
     pub(super) fn next_timeout(&self) -> Option<Instant> {
+        if self.lost == 0 {
+            return None;
+        }
         let at = |node: &Node| match node.state {
             State::Lost(at) => Some(at),
             State::Reachable => None,
@@ -139,7 +153,9 @@ impl Nodes {
 
     fn set(&mut self, id: NodeId, state: State) {
         if let Some(node) = self.nodes.get_mut(&id) {
+            self.lost -= usize::from(node.is_lost());
             node.state = state;
+            self.lost += usize::from(node.is_lost());
         }
     }
 
@@ -151,7 +167,9 @@ impl Nodes {
     }
 
     fn down(&mut self, id: NodeId) {
-        if let Some(Node { incarnation, name, .. }) = self.nodes.remove(&id) {
+        if let Some(node) = self.nodes.remove(&id) {
+            self.lost -= usize::from(node.is_lost());
+            let Node { incarnation, name, .. } = node;
             self.events.push_back(ControlEvent::NodeDown { id, incarnation, name });
         }
     }

@@ -5,23 +5,29 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 use rand::rngs::Xoshiro256PlusPlus;
 
+/// The second step is taken so many times before the third: a few changes in a row must not hold news
+/// back for longer than others wait for a route. A node that loses all its links and finds them again
+/// has five or six things to tell.
+const BURST: u32 = 8;
+
 /// Lets the first of a series happen at once and the later ones ever further apart.
 #[derive(Clone, Debug)]
 pub(crate) struct Throttle {
     steps: [Duration; 3],
     quiet: Duration,
-    level: usize,
+    /// How often it happened without a pause of `quiet`.
+    count: u32,
     last: Option<Instant>,
     next: Option<Instant>,
 }
 
 impl Throttle {
-    /// After the first, `steps` must pass before the second, third and later ones; after `quiet`
-    /// without any it starts over.
+    /// After the first, `steps` must pass: before the second, before each of [`BURST`] more, and before
+    /// later ones; after `quiet` without any it starts over.
     pub(crate) fn new(steps_ms: [u32; 3], quiet_ms: u32) -> Self {
         let steps = steps_ms.map(|ms| Duration::from_millis(ms.into()));
         let quiet = Duration::from_millis(quiet_ms.into());
-        Self { steps, quiet, level: 0, last: None, next: None }
+        Self { steps, quiet, count: 0, last: None, next: None }
     }
 
     /// When it may happen next; in the past (or `now`) means at once.
@@ -32,11 +38,16 @@ impl Throttle {
     /// It happened.
     pub(crate) fn fire(&mut self, now: Instant) {
         if self.last.is_none_or(|last| now.saturating_duration_since(last) >= self.quiet) {
-            self.level = 0;
+            self.count = 0;
         }
+        let step = match self.count {
+            0 => self.steps[0],
+            1..=BURST => self.steps[1],
+            _ => self.steps[2],
+        };
+        self.count = self.count.saturating_add(1);
         self.last = Some(now);
-        self.next = Some(now + self.steps[self.level]);
-        self.level = (self.level + 1).min(self.steps.len() - 1);
+        self.next = Some(now + step);
     }
 }
 
@@ -45,4 +56,35 @@ pub(crate) fn jitter(duration: Duration, rng: &mut Xoshiro256PlusPlus) -> Durati
     let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX / 4);
     let spread = micros / 2 + 1;
     Duration::from_micros(micros - micros / 4 + rng.next_u64() % spread)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Given something that wants to happen all the time, expect the first two at once, some at the
+    /// second step, and then the third for ever; after a quiet time, the same again.
+    #[test]
+    fn a_burst_and_then_seldom() {
+        #[expect(clippy::disallowed_methods, reason = "any base of virtual time")]
+        let start = Instant::now();
+        let mut throttle = Throttle::new([10, 100, 1_000], 2_000);
+        let mut now = start;
+        let mut gaps = || {
+            let mut gaps = Vec::new();
+            for _ in 0..BURST + 4 {
+                let at = throttle.next(now).max(now);
+                gaps.push((at - now).as_millis());
+                now = at;
+                throttle.fire(now);
+            }
+            now += Duration::from_secs(2);
+            gaps
+        };
+        let mut expected = vec![0, 10];
+        expected.extend([100; BURST as usize]);
+        expected.extend([1_000; 2]);
+        assert_eq!(gaps(), expected);
+        assert_eq!(gaps(), expected);
+    }
 }

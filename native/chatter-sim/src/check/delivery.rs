@@ -1,11 +1,15 @@
 //! What users send and receive: each message once, in order, within its connection and life.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use chatter_core::ids::Incarnation;
 
 use super::{Kind, Violations};
-use crate::time::Nanos;
+use crate::time::{MS, Nanos, S};
+
+/// A message takes at most so long as long as there is a route: silence is noticed after 1 s, what is
+/// lost is probed for after at most 2 s, and that may get lost as well.
+pub(super) const LATEST: Nanos = 8 * S;
 
 /// What a user writes into a message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,6 +37,8 @@ struct Session {
     peer_life: Incarnation,
     up: bool,
     sent: u64,
+    /// When the messages were sent that the other end has not received, the first one's number first.
+    under_way: VecDeque<(u64, Nanos)>,
     /// The next message from the other end.
     next: u64,
     /// Messages before `next` that have not come.
@@ -47,12 +53,13 @@ pub(super) struct Deliveries {
     sessions: BTreeMap<u64, Session>,
     /// Which of its connections each node's users see another node over.
     up: BTreeMap<(usize, usize), u64>,
+    times: Vec<u64>,
 }
 
 impl Deliveries {
     pub(super) fn new(nodes: usize) -> Self {
         let lives = vec![Incarnation(0); nodes];
-        Self { lives, sessions: BTreeMap::new(), up: BTreeMap::new() }
+        Self { lives, sessions: BTreeMap::new(), up: BTreeMap::new(), times: vec![0; 1_000] }
     }
 
     pub(super) fn life(&mut self, at: usize, incarnation: Incarnation) {
@@ -90,6 +97,7 @@ impl Deliveries {
             peer_life,
             up: true,
             sent: 0,
+            under_way: VecDeque::new(),
             next: 1,
             missing: BTreeSet::new(),
             other: None,
@@ -118,10 +126,30 @@ impl Deliveries {
         }
     }
 
-    pub(super) fn sent(&mut self, _: (usize, usize), session: u64) -> u64 {
+    pub(super) fn sent(&mut self, now: Nanos, session: u64) -> u64 {
         let Some(session) = self.sessions.get_mut(&session) else { return 0 };
         session.sent += 1;
+        session.under_way.push_back((session.sent, now));
         session.sent
+    }
+
+    /// How long a message of the other end's connection was under way.
+    pub(super) fn took(&mut self, now: Nanos, message: &Message) -> Nanos {
+        let Some(session) = self.sessions.get_mut(&message.session) else { return 0 };
+        let mut took = 0;
+        while let Some((_, at)) =
+            session.under_way.pop_front_if(|(number, _)| *number <= message.counter)
+        {
+            took = now - at;
+        }
+        let slot = (took / (10 * MS)).min(self.times.len() as u64 - 1);
+        self.times[slot as usize] += 1;
+        took
+    }
+
+    /// How many messages took how long, in steps of 10 ms.
+    pub(super) fn times(&self) -> &[u64] {
+        &self.times
     }
 
     pub(super) fn delivered(

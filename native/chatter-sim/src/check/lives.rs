@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use chatter_core::ids::Incarnation;
 
+use super::delivery::LATEST;
 use super::{Kind, Violations};
 use crate::scenario::Promise;
-use crate::time::Nanos;
+use crate::time::{MS, Nanos};
 
 /// Which lives each node's routing has told its users of.
 pub(super) struct Lives {
@@ -15,11 +16,18 @@ pub(super) struct Lives {
     told: BTreeMap<(usize, usize), Incarnation>,
     /// Until when what was done to a node excuses the end of its connections.
     harmed_until: Vec<Nanos>,
+    /// Until when messages to a node may be late.
+    stalled_until: Vec<Nanos>,
 }
 
 impl Lives {
     pub(super) fn new(nodes: usize, promise: Promise) -> Self {
-        Self { promise, told: BTreeMap::new(), harmed_until: vec![0; nodes] }
+        Self {
+            promise,
+            told: BTreeMap::new(),
+            harmed_until: vec![0; nodes],
+            stalled_until: vec![0; nodes],
+        }
     }
 
     pub(super) fn died(&mut self, at: usize) {
@@ -28,6 +36,29 @@ impl Lives {
 
     pub(super) fn harmed(&mut self, at: usize, until: Nanos) {
         self.harmed_until[at] = self.harmed_until[at].max(until);
+    }
+
+    pub(super) fn stalled(&mut self, at: usize, until: Nanos) {
+        self.stalled_until[at] = self.stalled_until[at].max(until);
+    }
+
+    /// A message from a node has come, and took so long.
+    pub(super) fn took(
+        &mut self,
+        (at, from): (usize, usize),
+        (now, took): (Nanos, Nanos),
+        violations: &mut Violations,
+    ) {
+        let (Some(harmed), Some(from_harmed)) =
+            (self.harmed_until.get(at), self.harmed_until.get(from))
+        else {
+            return;
+        };
+        let excused = (*harmed).max(*from_harmed).max(self.stalled_until[at]) > now;
+        if took > LATEST && self.promise == Promise::Route && !excused {
+            let what = format!("n{at} from n{from}: a message took {} ms", took / MS);
+            violations.report(now, Kind::Late, what);
+        }
     }
 
     pub(super) fn node_up(

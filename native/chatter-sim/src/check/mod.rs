@@ -46,6 +46,8 @@ pub enum Kind {
     FalseDown,
     /// A route is not a shortest path in the network as it is.
     WrongRoute,
+    /// A message took very long although there was a route.
+    Late,
     /// Packets would go round.
     Loop,
     /// A bound was exceeded.
@@ -151,14 +153,26 @@ impl Checker {
         self.lives.down(self.now, (at, peer), wanted, &mut self.violations);
     }
 
-    /// The users on `at` have sent a message to `peer`: the next of this connection.
-    pub fn sent(&mut self, at: usize, peer: usize, session: u64) -> u64 {
-        self.deliveries.sent((at, peer), session)
+    /// The users have sent the next message over the connection of their number.
+    pub fn sent(&mut self, session: u64) -> u64 {
+        self.deliveries.sent(self.now, session)
     }
 
     /// The users on `at` have received a message over the connection of their number.
     pub fn delivered(&mut self, at: usize, session: u64, message: &Message) {
         self.deliveries.delivered(self.now, at, session, message, &mut self.violations);
+        let took = self.deliveries.took(self.now, message);
+        self.lives.took((at, message.from), (self.now, took), &mut self.violations);
+    }
+
+    /// The users on a node take nothing: until then, messages may be late.
+    pub fn stalled(&mut self, at: usize, until: Nanos) {
+        self.lives.stalled(at, until);
+    }
+
+    /// How many messages took how long, in steps of 10 ms; the last is for all that is longer.
+    pub fn times(&self) -> &[u64] {
+        self.deliveries.times()
     }
 
     /// A node could not read what it got from another.
