@@ -4,13 +4,18 @@
 -module(chatter).
 
 -export([nodes/0, neighbours/0, route/1, links/0, info/0, info/1, connect/1, disconnect/1,
-         topology/0]).
+         topology/0, monitor_nodes/1, drain/1]).
 
 -export_type([neighbour/0]).
 
 -type neighbour() :: node() | {node(), pos_integer()}
                    | {inet:hostname() | inet:ip_address(), inet:port_number()}.
 %% A node by name, with a metric, or by address: as in the configuration key `neighbours'.
+
+%% drain/1 waits until nothing was passed on for so long, at most for the other, and looks so often.
+-define(DRAIN_QUIET_MS, 500).
+-define(DRAIN_MS, 10000).
+-define(DRAIN_POLL_MS, 20).
 
 %% How long the control plane may take to answer. It takes microseconds.
 -define(ANSWER_MS, 5000).
@@ -78,6 +83,41 @@ topology() ->
     #{nodes => lists:sort(maps:values(Names)),
       edges => lists:sort([{maps:get(A, Names, A), maps:get(B, Names, B), Metric}
                            || {A, B, Metric} <- Edges])}.
+
+%% @doc Has the calling process told of every node that the network can reach from now on, and
+%% every one that it cannot any more: `{chatter, node_up | node_down, Node}', whether or not there
+%% is a connection. `nodes/0' after this call has those that are up already. A node that was
+%% restarted is down and then up.
+%%
+%% Several calls are as one. `false' ends it, as does the death of the process or the end of
+%% distribution, before which all nodes are told to be down.
+-spec monitor_nodes(boolean()) -> ok | {error, not_started}.
+monitor_nodes(On) when is_boolean(On) ->
+    chatter_node:monitor_nodes(On).
+
+%% @doc `true': has the other nodes send around this one what is not for it, and returns when
+%% nothing was passed on for half a second; then this node can be stopped and nobody else notices.
+%% It goes on with its own connections, and with what is still sent through it. `{error, transit}'
+%% after 10 s: others have no way but this one and still use it; the request stays, and `info/0'
+%% has the figures (`draining', `transit_idle_ms'). `false' takes it back. A restart forgets it.
+-spec drain(boolean()) -> ok | {error, transit | not_started | busy}.
+drain(true) ->
+    case chatter_nif:drain(true) of
+        ok -> await_quiet(erlang:monotonic_time(millisecond), ?DRAIN_MS);
+        {error, _} = Error -> Error
+    end;
+drain(false) ->
+    chatter_nif:drain(false).
+
+await_quiet(Begin, Limit) ->
+    Passed = erlang:monotonic_time(millisecond) - Begin,
+    case chatter_nif:transit() of
+        {Idle, 0} when Idle >= ?DRAIN_QUIET_MS, Passed >= ?DRAIN_QUIET_MS -> ok;
+        _ when Passed >= Limit -> {error, transit};
+        _ ->
+            receive after ?DRAIN_POLL_MS -> ok end,
+            await_quiet(Begin, Limit)
+    end.
 
 shown(Id, <<>>) -> Id;
 shown(_Id, Name) -> binary_to_atom(Name).

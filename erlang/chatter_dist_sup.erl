@@ -22,6 +22,7 @@ start_link() ->
 %% @private
 -spec init([]) -> {ok, {supervisor:sup_flags(), [supervisor:child_spec()]}}.
 init([]) ->
+    ok = chatter_monitors:new(),
     Node = #{id => chatter_node, start => {chatter_node, start_link, []}, restart => permanent,
              shutdown => 5000, type => worker, modules => [chatter_node]},
     Pulse = #{id => chatter_pulse, start => {chatter_pulse, start_link, []}, restart => permanent,

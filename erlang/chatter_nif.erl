@@ -9,15 +9,17 @@
 -module(chatter_nif).
 
 -export([load/0]).
--export([address/1, channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1,
+-export([address/1, channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1, drain/1,
          fetch/2, grant/2, handshake/2, info/1, input/1, is_reachable/1, links/1, neighbours/0,
          node_start/1, node_stop/1, nodes/0, open/1, pulse/0, route/1, send/2,
-         set_acceptor/1, set_log_level/1, set_owner/0, stat/1, take/1, topology/1]).
+         set_acceptor/1, set_log_level/1, set_name/1, set_owner/0, stat/1, take/1, topology/1,
+         transit/0]).
 
--nifs([address/1, channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1,
+-nifs([address/1, channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1, drain/1,
        fetch/2, grant/2, handshake/2, info/1, input/1, is_reachable/1, links/1, neighbours/0,
        node_start/1, node_stop/1, nodes/0, open/1, pulse/0, route/1, send/2,
-       set_acceptor/1, set_log_level/1, set_owner/0, stat/1, take/1, topology/1]).
+       set_acceptor/1, set_log_level/1, set_name/1, set_owner/0, stat/1, take/1, topology/1,
+       transit/0]).
 
 -export_type([channel/0, cost/0, frames/0, spec/0]).
 
@@ -86,6 +88,10 @@ dial(_Neighbour, _Seq, _Addresses) -> ?NOT_LOADED.
 %% @doc Forgets a neighbour and closes its link.
 -spec disconnect(spec()) -> ok | {error, not_started | busy}.
 disconnect(_Spec) -> ?NOT_LOADED.
+
+%% @doc Asks the other nodes not to relay through this one, or to do so again.
+-spec drain(boolean()) -> ok | {error, not_started | busy}.
+drain(_Drain) -> ?NOT_LOADED.
 
 %% @doc Grants the cost of the frames before, and gives the next ones with theirs: `more' if there
 %% may be more, `idle' if not; then the caller gets `{chatter_ready, Index}' when there are. Any
@@ -162,6 +168,11 @@ set_acceptor(_Pid) -> ?NOT_LOADED.
 -spec set_log_level(logger:level() | none) -> ok.
 set_log_level(_Level) -> ?NOT_LOADED.
 
+%% @doc The name that a node without one has by now; empty for none again. A node that was started
+%% with a name keeps it.
+-spec set_name(binary()) -> ok.
+set_name(_Name) -> ?NOT_LOADED.
+
 %% @doc Events and log lines go to the caller from now on. Whether a node runs.
 -spec set_owner() -> boolean().
 set_owner() -> ?NOT_LOADED.
@@ -179,3 +190,7 @@ take(_Channel) -> ?NOT_LOADED.
 %% result is `true'.
 -spec topology(reference()) -> boolean().
 topology(_Ref) -> ?NOT_LOADED.
+
+%% @doc For how many ms nothing was passed on for other nodes, and how many bytes wait to be.
+-spec transit() -> {non_neg_integer(), non_neg_integer()}.
+transit() -> ?NOT_LOADED.

@@ -8,7 +8,7 @@
 -behaviour(gen_server).
 
 -export([start_link/0, start/2, ensure_name/1, stop/0, links/0, dial/1, await/2, claims/3,
-         peer_address/1]).
+         peer_address/1, monitor_nodes/1]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 
 %% Spawned.
@@ -23,6 +23,8 @@
     %% Which process resolves which neighbour, and which neighbours are being dialled.
     monitors = #{} :: #{reference() => {non_neg_integer(), non_neg_integer(), native_spec()}},
     dialled = #{} :: #{non_neg_integer() => native_spec()},
+    %% The monitors of those who are told which nodes are up.
+    subscribers = #{} :: #{reference() => pid()},
     %% The full name; "" if not known yet, `dynamic' if the first peer gives it.
     name = "" :: string() | dynamic
 }).
@@ -121,6 +123,13 @@ peer_address(Node) ->
         none -> {{0, 0, 0, 0}, 0}
     end.
 
+%% @doc Has the calling process told which nodes the network can reach, or no more.
+-spec monitor_nodes(boolean()) -> ok | {error, not_started}.
+monitor_nodes(On) ->
+    try gen_server:call(?MODULE, {monitor_nodes, On, self()}, infinity)
+    catch exit:{noproc, _} -> {error, not_started}
+    end.
+
 %% ===== gen_server =====
 
 %% @private
@@ -133,7 +142,10 @@ init([]) ->
             ok = chatter_nif:set_log_level(maps:get(log_level, Config)),
             %% After a crash the native node still runs, and events wait for a taker.
             _ = chatter_nif:set_owner(),
-            {ok, #state{config = Config}};
+            ok = chatter_monitors:now_up(chatter_nif:nodes()),
+            Subscribers = maps:from_list([{monitor(process, Pid), Pid}
+                                          || Pid <- chatter_monitors:subscribers()]),
+            {ok, #state{config = Config, subscribers = Subscribers}};
         {error, Line} ->
             refuse(Line)
     end.
@@ -169,6 +181,7 @@ fatal(Line) ->
           {reply, term(), #state{}} | {noreply, #state{}}.
 handle_call({start, FullName, Listen}, _From, State) ->
     _ = chatter_nif:node_stop(0),
+    ok = chatter_monitors:all_down(),
     case chatter_nif:node_start(native_config(FullName, Listen, State#state.config)) of
         {ok, Props} ->
             %% From here on the silence of chatter_pulse counts.
@@ -191,8 +204,21 @@ handle_call({ensure_name, FullName}, From, #state{name = ""} = State) ->
 handle_call({ensure_name, _}, _From, State) ->
     {reply, {ok, 0}, State};
 handle_call(stop, _From, State) ->
-    ok = chatter_nif:node_stop(maps:get(drain_ms, State#state.config)),
+    ok = stop_native(State),
     {reply, ok, State};
+handle_call({monitor_nodes, true, Pid}, _From, #state{subscribers = Subscribers} = State) ->
+    case chatter_monitors:subscribe(Pid) of
+        true ->
+            Ref = monitor(process, Pid),
+            {reply, ok, State#state{subscribers = Subscribers#{Ref => Pid}}};
+        false -> {reply, ok, State}
+    end;
+handle_call({monitor_nodes, false, Pid}, _From, State) ->
+    Of = maps:filter(fun(_, Other) -> Other =:= Pid end, State#state.subscribers),
+    lists:foreach(fun(Ref) -> demonitor(Ref, [flush]) end, maps:keys(Of)),
+    ok = chatter_monitors:unsubscribe(Pid),
+    Subscribers = maps:without(maps:keys(Of), State#state.subscribers),
+    {reply, ok, State#state{subscribers = Subscribers}};
 handle_call({await, Node, Timeout}, From, State) ->
     case chatter_nif:is_reachable(atom_to_binary(Node)) of
         true -> {reply, ok, State};
@@ -229,18 +255,31 @@ handle_info({'DOWN', Ref, process, _, Reason}, State) ->
     case maps:take(Ref, State#state.monitors) of
         {{Id, Seq, Spec}, Monitors} ->
             {noreply, resolved(Id, Seq, Spec, Reason, State#state{monitors = Monitors})};
-        error -> {noreply, State}
+        error -> {noreply, subscriber_down(Ref, State)}
     end;
 handle_info(_, State) ->
     {noreply, State}.
 
 %% @private
 -spec terminate(term(), #state{}) -> ok.
-terminate(shutdown, #state{config = Config}) ->
+terminate(shutdown, State) ->
     %% Distribution stops; net_kernel has closed, or never listened.
-    chatter_nif:node_stop(maps:get(drain_ms, Config));
+    stop_native(State);
 terminate(_, _) ->
     ok.
+
+stop_native(#state{config = Config}) ->
+    ok = chatter_nif:node_stop(maps:get(drain_ms, Config)),
+    %% What the native node said last comes too late, and then says nothing new.
+    chatter_monitors:all_down().
+
+subscriber_down(Ref, State) ->
+    case maps:take(Ref, State#state.subscribers) of
+        {Pid, Subscribers} ->
+            ok = chatter_monitors:unsubscribe(Pid),
+            State#state{subscribers = Subscribers};
+        error -> State
+    end.
 
 %% ===== events =====
 
@@ -248,6 +287,7 @@ handle_event({dial, Id, Spec, Seq}, State) ->
     {_, Ref} = spawn_monitor(?MODULE, find_addresses, [Spec]),
     State#state{monitors = (State#state.monitors)#{Ref => {Id, Seq, Spec}}};
 handle_event({Event, Name}, State0) when Event =:= node_up; Event =:= node_found ->
+    ok = chatter_monitors:node_up(Name),
     Dialled = maps:filter(fun(_, Spec) -> Spec =/= {name, Name} end, State0#state.dialled),
     State = State0#state{dialled = Dialled},
     %% The second: a route is there again before the node was given up.
@@ -258,6 +298,12 @@ handle_event({Event, Name}, State0) when Event =:= node_up; Event =:= node_found
                           gen_server:reply(From, ok)
                   end, Up),
     State#state{waiting = Waiting};
+handle_event({node_down, Name}, State) ->
+    ok = chatter_monitors:node_down(Name),
+    State;
+handle_event({node_named, Former, Name}, State) ->
+    ok = chatter_monitors:node_down(Former),
+    handle_event({node_up, Name}, State);
 handle_event({dial_failed, Id}, State) ->
     case maps:take(Id, State#state.dialled) of
         {Spec, Dialled} -> fail_waiting(Spec, State#state{dialled = Dialled});

@@ -1,5 +1,6 @@
 %% SPDX-License-Identifier: Apache-2.0
-%% @doc Shows the native node every second that the VM runs.
+%% @doc Shows the native node every second that the VM runs, and what its name is: a node with a
+%% dynamic name gets one from its first peer, and loses it with the last.
 %%
 %% The native node's threads go on when the schedulers of the VM do not (all of them in a NIF that
 %% does not return, a crash dump being written), and would answer for it for ever. When this process
@@ -42,6 +43,10 @@ handle_info({timeout, Timer, beat}, Timer) ->
 handle_info(_, Timer) ->
     {noreply, Timer}.
 
+name('nonode@nohost') -> <<>>;
+name(Name) -> atom_to_binary(Name).
+
 beat() ->
     ok = chatter_nif:pulse(),
+    ok = chatter_nif:set_name(name(node())),
     erlang:start_timer(?INTERVAL_MS, self(), beat).

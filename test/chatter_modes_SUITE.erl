@@ -99,6 +99,10 @@ dynamic(NodeB, NodeC) ->
     true = erpc:call(NodeB, fun() -> lists:member(First, nodes(hidden)) end),
     Id = maps:get(id, chatter:info()),
     NodeC = erpc:call(NodeC, erlang, node, []),
+    %% By its name it is known everywhere, also where it has no link to.
+    wait_until(fun() -> [lists:member(First, erpc:call(N, chatter, nodes, [])) || N <- [NodeB, NodeC]]
+                            =:= [true, true]
+               end, ?TIMEOUT_MS),
     %% The second connection has left the first one, and the native node, as they were.
     {NodeB, Id} = {erpc:call(NodeB, erlang, node, []), maps:get(id, chatter:info())},
     [true = erlang:disconnect_node(N) || N <- [NodeB, NodeC]],

@@ -4,6 +4,7 @@ mod routing_sim;
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use chatter_core::control::{ControlConfig, ControlEvent};
@@ -185,6 +186,31 @@ fn a_silent_node_is_known_and_relays() {
         }
         assert!(sim.hosts[0].control.is_reachable(sim.id(3)));
     }
+}
+
+/// Given a node that gets a name, another one, and none again while it runs, expect the others to be told
+/// and to find it by that name, and no node to go down.
+#[test]
+fn a_node_may_get_its_name_later() {
+    let mut sim = line(3);
+    let id = sim.id(0);
+    for (former, name) in [("n0@sim", "late@sim"), ("late@sim", ""), ("", "again@sim")] {
+        let now = sim.now;
+        sim.hosts[2].events.clear();
+        sim.hosts[0].control.set_name(now, name);
+        sim.drain(0);
+        sim.run_for(ms(2_500));
+        let named =
+            ControlEvent::NodeNamed { id, former: Arc::from(former), name: Arc::from(name) };
+        let events: Vec<_> = sim.hosts[2].events.iter().map(|(_, event)| event.clone()).collect();
+        assert_eq!(events, vec![named]);
+        let found = sim.hosts[2].table.id_of(name);
+        assert_eq!(found, Some(id).filter(|_| !name.is_empty()));
+    }
+    sim.kill(0);
+    sim.run_for(ms(1_000));
+    let down = sim.node_events(2, id).pop();
+    assert!(matches!(down, Some(ControlEvent::NodeDown { name, .. }) if &*name == "again@sim"));
 }
 
 fn forged(sim: &Sim, at: usize, incarnation: u64, seq: u64) -> Lsp {

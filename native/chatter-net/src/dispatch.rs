@@ -28,6 +28,8 @@ pub(crate) struct Dispatch {
     touched: Vec<Arc<Channel>>,
     /// Links that packets were relayed to in this read, to be flushed at its end.
     relayed_to: Vec<Arc<Link>>,
+    /// Packets relayed in this read.
+    relayed: u64,
     acks: Vec<Piggyback>,
     /// The channel that the last packet was for: mostly also that of the next.
     last: Option<Arc<Channel>>,
@@ -40,6 +42,7 @@ impl Dispatch {
             link,
             touched: Vec::new(),
             relayed_to: Vec::new(),
+            relayed: 0,
             acks: Vec::new(),
             last: None,
         }
@@ -73,6 +76,9 @@ impl Dispatch {
             for channel in self.touched.drain(..) {
                 channel.flush_sink(now);
             }
+        }
+        if self.relayed > 0 {
+            self.node.note_transit(std::mem::take(&mut self.relayed));
         }
         for link in self.relayed_to.drain(..) {
             link.flush(INLINE_BUDGET);
@@ -219,6 +225,7 @@ impl Dispatch {
         };
         next.queue_transit(hash, relay::forward(packet, header), Instant::now());
         self.link.stats.relayed.fetch_add(1, Ordering::Relaxed);
+        self.relayed += 1;
         if !self.relayed_to.iter().any(|link| Arc::ptr_eq(link, &next)) {
             self.relayed_to.push(next);
         }

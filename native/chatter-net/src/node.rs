@@ -60,6 +60,8 @@ pub enum StartError {
 /// Counters of a node that belong to no link and no channel.
 #[derive(Default)]
 pub struct NodeStats {
+    /// Packets of others that we passed on.
+    pub transit_packets: AtomicU64,
     /// Relays told us that they dropped a packet of ours.
     pub unreachable_notices: AtomicU64,
     /// Packets of others that we could not pass on.
@@ -103,6 +105,8 @@ pub struct Node {
     pub(crate) retained: AtomicUsize,
     complaints: Complaints,
     complained: Mutex<relay::Complaints>,
+    /// When packets of others were last passed on; 0 if never.
+    transit_ms: AtomicU64,
     /// When the user of this node last showed life; 0 if it never does.
     pulse_ms: AtomicU64,
     started: Instant,
@@ -159,6 +163,7 @@ impl Node {
             retained: AtomicUsize::new(0),
             complaints: Complaints::default(),
             complained: Mutex::default(),
+            transit_ms: AtomicU64::new(0),
             pulse_ms: AtomicU64::new(0),
             started: now,
             workers,
@@ -274,6 +279,32 @@ impl Node {
     /// answer for it; so after a first pulse, 5 s without another tell the network that it is silent.
     pub fn pulse(&self) {
         self.pulse_ms.store(self.now_ms().max(1), Ordering::Relaxed);
+    }
+
+    /// Asks the other nodes to send nothing through this one any more, or again. `false` if the control
+    /// plane is too busy or gone. Whether they do shows [`Node::transit`].
+    pub fn drain_transit(&self, drain: bool) -> bool {
+        self.with_control(move |control, now| control.set_overload(now, drain))
+    }
+
+    /// How long nothing has been passed on for others (since the start, if never), and the bytes that
+    /// wait to be.
+    pub fn transit(&self) -> (Duration, usize) {
+        let idle_ms = self.now_ms().saturating_sub(self.transit_ms.load(Ordering::Relaxed));
+        let waiting = self.links().iter().map(|link| link.queue_figures().1).sum();
+        (Duration::from_millis(idle_ms), waiting)
+    }
+
+    /// Packets of others have been passed on.
+    pub(crate) fn note_transit(&self, packets: u64) {
+        self.stats.transit_packets.fetch_add(packets, Ordering::Relaxed);
+        self.transit_ms.store(self.now_ms(), Ordering::Relaxed);
+    }
+
+    /// The name that a node without one has by now. One that was started with a name keeps it.
+    pub fn set_name(&self, name: String) -> bool {
+        !self.config.name.is_empty()
+            || self.with_control(move |control, now| control.set_name(now, &name))
     }
 
     /// Whether there was a pulse, but long ago.

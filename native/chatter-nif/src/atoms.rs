@@ -5,7 +5,7 @@ rustler::atoms! {
     // events
     chatter, chatter_event, chatter_log, chatter_accept, chatter_ready, more, idle,
     chatter_writable, opened, handshake, closed, dial, node_up, node_down, node_lost, node_found,
-    name_clash, dial_failed,
+    node_named, name_clash, dial_failed,
     // results
     full, no_route, not_started, already_started, busy, port, id, incarnation,
     // why a channel ended
@@ -16,7 +16,7 @@ rustler::atoms! {
     closing, frames_out, grants, waiting_bytes, unacked_bytes, retransmits, duplicates, srtt_us, window,
     window_cuts, marks_out, marks_in, credit, rescued,
     channels, links, nodes, relay_drops, unreachable_notices, refused_connections,
-    evicted_handshakes, lsdb_size, neighbours,
+    evicted_handshakes, lsdb_size, neighbours, draining, transit_packets, transit_idle_ms,
     // log levels
     debug, info, warning, notice,
 }

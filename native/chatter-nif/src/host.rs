@@ -54,6 +54,9 @@ impl BeamHost {
                 let table = self.node.get()?.upgrade()?.table();
                 (atoms::node_found(), bin(env, &table.route(*id)?.name)).encode(env)
             }
+            ControlEvent::NodeNamed { former, name, .. } => {
+                (atoms::node_named(), bin(env, former), bin(env, name)).encode(env)
+            }
             ControlEvent::NameClash { name, .. } => {
                 (atoms::name_clash(), bin(env, name)).encode(env)
             }

@@ -41,11 +41,15 @@ fn nodes(env: Env) -> Vec<Term> {
 #[rustler::nif]
 fn neighbours(env: Env) -> Vec<Term> {
     let Some(node) = current() else { return Vec::new() };
-    node.links()
-        .iter()
-        .filter(|link| !link.is_closed() && !link.peer.name.is_empty())
-        .map(|link| bin(env, &link.peer.name))
-        .collect()
+    let table = node.table();
+    // A node that got its name later has it in its LSP.
+    let name = |link: &Link| match table.route(link.peer.id) {
+        Some(route) if !route.name.is_empty() => bin(env, &route.name),
+        _ => bin(env, &link.peer.name),
+    };
+    let links = node.links();
+    let live = links.iter().filter(|link| !link.is_closed());
+    live.map(|link| name(link)).filter(|name| *name != bin(env, "")).collect()
 }
 
 /// `is_reachable(Name) -> boolean()`.
@@ -148,6 +152,9 @@ fn info<'a>(env: Env<'a>, reference: Reference<'a>) -> bool {
                 (atoms::links(), node.links().len().encode(env)),
                 (atoms::channels(), node.channels.all().len().encode(env)),
                 (atoms::neighbours(), neighbours.encode(env)),
+                (atoms::draining(), control.is_overloaded().encode(env)),
+                (atoms::transit_packets(), count(&stats.transit_packets)),
+                (atoms::transit_idle_ms(), (node.transit().0.as_millis() as u64).encode(env)),
                 (atoms::relay_drops(), count(&stats.relay_drops)),
                 (atoms::rescued(), count(&stats.rescued)),
                 (atoms::unreachable_notices(), count(&stats.unreachable_notices)),

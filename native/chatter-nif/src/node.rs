@@ -83,6 +83,34 @@ fn pulse() -> Atom {
     atoms::ok()
 }
 
+/// `set_name(Name) -> ok`: the name that a node without one has by now; empty for none again.
+#[rustler::nif]
+fn set_name(name: String) -> Atom {
+    if let Some(running) = RUNNING.load().as_ref() {
+        running.node.set_name(name);
+    }
+    atoms::ok()
+}
+
+/// `drain(Drain) -> ok | {error, not_started | busy}`: asks the others not to relay through this node.
+#[rustler::nif]
+fn drain(env: Env, on: bool) -> Term {
+    match current() {
+        None => env.error_tuple(atoms::not_started()),
+        Some(node) if node.drain_transit(on) => atoms::ok().encode(env),
+        Some(_) => env.error_tuple(atoms::busy()),
+    }
+}
+
+/// `transit() -> {IdleMs, Bytes}`: since when nothing was passed on for others, and what waits to be.
+#[rustler::nif]
+fn transit() -> (u64, usize) {
+    current().map_or((0, 0), |node| {
+        let (idle, bytes) = node.transit();
+        (idle.as_millis() as u64, bytes)
+    })
+}
+
 /// `set_acceptor(Pid) -> ok`: who gets the channels that others open.
 #[rustler::nif]
 fn set_acceptor(pid: LocalPid) -> Atom {

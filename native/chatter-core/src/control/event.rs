@@ -113,6 +113,15 @@ pub enum ControlEvent {
         /// Its full name; may be empty.
         name: Arc<str>,
     },
+    /// A node that is up has another name from now on.
+    NodeNamed {
+        /// The node.
+        id: NodeId,
+        /// The name before; may be empty.
+        former: Arc<str>,
+        /// Its full name; may be empty.
+        name: Arc<str>,
+    },
     /// Dial this neighbour. Answer with `handle_link_up` or `handle_dial_failed`.
     Dial {
         /// The neighbour, to be named in the answer.

@@ -46,7 +46,8 @@ use crate::wire::reader::WireError;
 ///   [`handle_alive`](Self::handle_alive), [`handle_link_blocked`](Self::handle_link_blocked),
 ///   [`handle_dial_failed`](Self::handle_dial_failed), [`handle_timeout`](Self::handle_timeout);
 /// * **commands**: [`connect`](Self::connect), [`disconnect`](Self::disconnect),
-///   [`set_overload`](Self::set_overload), [`set_silent`](Self::set_silent), [`stop`](Self::stop);
+///   [`set_overload`](Self::set_overload), [`set_silent`](Self::set_silent),
+///   [`set_name`](Self::set_name), [`stop`](Self::stop);
 /// * **out**, what the owner has to carry out: [`poll_table`](Self::poll_table),
 ///   [`poll_transmit`](Self::poll_transmit), [`poll_event`](Self::poll_event),
 ///   [`poll_timeout`](Self::poll_timeout);
@@ -277,11 +278,25 @@ impl Control {
     }
 
     /// Asks the other nodes to relay through this one only where there is no other way (`true`), or as
-    /// through any other again.
+    /// through any other again. They are told at once; how long until no more packets come to be
+    /// relayed is seen where packets are.
     pub fn set_overload(&mut self, now: Instant, overload: bool) {
         self.advance(now);
-        if self.overload != overload {
+        if self.overload != overload && !self.stopped {
             self.overload = overload;
+            // Somebody waits for it, and it comes from outside: not to be throttled.
+            self.originate(false);
+        }
+        self.settle();
+    }
+
+    /// The name of this node, should it get one, or another one, while it runs; empty for none. Its id
+    /// stays. At most 255 bytes; a longer one is cut for others.
+    pub fn set_name(&mut self, now: Instant, name: &str) {
+        self.advance(now);
+        if &*self.name != name {
+            self.name = Arc::from(name);
+            name.clone_into(&mut self.me.name);
             self.origination.want_good();
         }
         self.settle();
@@ -384,6 +399,11 @@ impl Control {
     /// The present forwarding table.
     pub fn table(&self) -> &Arc<ForwardingTable> {
         &self.table
+    }
+
+    /// Whether the others are asked not to relay through this node.
+    pub fn is_overloaded(&self) -> bool {
+        self.overload
     }
 
     /// Nodes and links of the whole network, as known here.

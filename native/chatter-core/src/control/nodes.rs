@@ -132,11 +132,12 @@ impl Nodes {
         match (known, input) {
             (None, Input::Route(incarnation, name)) => self.up(id, incarnation, name),
             (None, Input::NoRoute(_) | Input::Over) => {}
-            (Some((state, old)), Input::Route(new, _)) if old == new => {
+            (Some((state, old)), Input::Route(new, name)) if old == new => {
                 if state != State::Reachable {
                     self.set(id, State::Reachable);
                     self.events.push_back(ControlEvent::NodeFound { id });
                 }
+                self.rename(id, name);
             }
             (Some(_), Input::Route(incarnation, name)) => {
                 self.down(id);
@@ -156,6 +157,14 @@ impl Nodes {
             self.lost -= usize::from(node.is_lost());
             node.state = state;
             self.lost += usize::from(node.is_lost());
+        }
+    }
+
+    fn rename(&mut self, id: NodeId, name: &Arc<str>) {
+        if let Some(node) = self.nodes.get_mut(&id).filter(|node| node.name != *name) {
+            let former = std::mem::replace(&mut node.name, Arc::clone(name));
+            let name = Arc::clone(name);
+            self.events.push_back(ControlEvent::NodeNamed { id, former, name });
         }
     }
 

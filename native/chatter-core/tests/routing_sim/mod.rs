@@ -456,6 +456,9 @@ impl Host {
                 assert!(ids.iter().all(|id| self.told.contains_key(id)));
                 assert!(ids.is_sorted() && !ids.is_empty());
             }
+            ControlEvent::NodeNamed { id, former, name } => {
+                assert!(self.told.contains_key(id) && former != name);
+            }
             ControlEvent::CloseLink { .. }
             | ControlEvent::Dial { .. }
             | ControlEvent::NameClash { .. } => {}
