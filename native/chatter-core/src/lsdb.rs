@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crate::ids::{Incarnation, NodeId};
 use crate::spf::Graph;
 use crate::wire::lsp::Lsp;
+use crate::wire::summary::{MAX_SUMMARY_ENTRIES, Summary, SummaryEntry};
 
 /// Limits of the LSDB.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,6 +63,13 @@ struct Entry {
     expires: Instant,
     /// A newer life of the origin is known, only its LSP is not here yet: keep out of the graph.
     superseded: bool,
+}
+
+impl Entry {
+    fn summary(&self, origin: NodeId) -> SummaryEntry {
+        let Lsp { incarnation, seq, .. } = *self.lsp;
+        SummaryEntry { origin, incarnation, seq, hash: self.hash }
+    }
 }
 
 /// The LSPs of all nodes, and the [`Graph`] they describe.
@@ -215,6 +223,37 @@ impl Lsdb {
             return None;
         }
         Some(entry.lsp.packet(left_s))
+    }
+
+    /// What is held of the origins from `first` on, in one packet.
+    pub fn summary(&self, first: NodeId) -> Summary {
+        let mut entries: Vec<_> = self
+            .entries
+            .range(first..)
+            .take(MAX_SUMMARY_ENTRIES + 1)
+            .map(|(origin, entry)| entry.summary(*origin))
+            .collect();
+        let more = entries.len() > MAX_SUMMARY_ENTRIES;
+        entries.truncate(MAX_SUMMARY_ENTRIES);
+        let last = entries.last().filter(|_| more).map_or(NodeId(u64::MAX), |entry| entry.origin);
+        Summary { first, last, entries }
+    }
+
+    /// The origins in the range of another node's summary of which that node has no LSP, or not the
+    /// one held here and not a newer one. PURGEs of what it does not have are not among them.
+    pub fn newer_than(&self, summary: &Summary) -> Vec<NodeId> {
+        let mut theirs = summary.entries.iter().peekable();
+        let is_newer = |(origin, mine): &(&NodeId, &Entry)| {
+            while theirs.next_if(|entry| entry.origin < **origin).is_some() {}
+            let Some(their) = theirs.next_if(|entry| entry.origin == **origin) else {
+                return !mine.lsp.purge;
+            };
+            let rank = (mine.lsp.incarnation, mine.lsp.seq);
+            let their_rank = (their.incarnation, their.seq);
+            rank > their_rank || (rank == their_rank && mine.hash != their.hash)
+        };
+        let range = self.entries.range(summary.first..=summary.last);
+        range.filter(is_newer).map(|(origin, _)| *origin).collect()
     }
 
     fn remove(&mut self, id: NodeId) {

@@ -71,7 +71,9 @@ impl<'a> Content<'a> {
             PacketType::Reset => Self::Reset(Reset::decode(content)?),
             PacketType::ResetAck => Self::ResetAck(Reset::decode(content)?),
             PacketType::Unreachable => Self::Unreachable(Unreachable::decode(content)?),
-            PacketType::Hello | PacketType::Lsp | PacketType::Bye => Self::None,
+            PacketType::Hello | PacketType::Lsp | PacketType::Summary | PacketType::Bye => {
+                Self::None
+            }
         })
     }
 }

@@ -168,7 +168,7 @@ fn document_has_the_code_points() {
     for reason in [DropReason::NoRoute, DropReason::HopLimit] {
         rows.insert(format!("| {} | {} |", reason as u8, shout(&format!("{reason:?}"))));
     }
-    for reason in [ByeReason::Stop, ByeReason::Disconnect] {
+    for reason in [ByeReason::Stop, ByeReason::Disconnect, ByeReason::Clash] {
         rows.insert(format!("| {} | {} |", reason as u8, shout(&format!("{reason:?}"))));
     }
     let shown: BTreeSet<String> = text.lines().filter_map(code_row).collect();

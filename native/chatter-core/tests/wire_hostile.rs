@@ -112,7 +112,7 @@ fn trailing_bytes() {
 }
 
 /// Every length and count: vector, offset, bytes of the field.
-const LENGTHS: [(&str, usize, usize); 19] = [
+const LENGTHS: [(&str, usize, usize); 20] = [
     ("data-frames", 0, 3),
     ("data-frames", CONTENT + 1, 3),
     ("data-frames", CONTENT + 5, 3),
@@ -132,6 +132,7 @@ const LENGTHS: [(&str, usize, usize); 19] = [
     ("lsp", PACKET_HEADER_LEN + 2, 2),
     ("lsp", PACKET_HEADER_LEN + 32, 1),
     ("lsp", PACKET_HEADER_LEN + 39, 1),
+    ("summary", PACKET_HEADER_LEN + 16, 2),
 ];
 
 /// Given each length and count at 0, 1, its largest value and off by one, expect a refusal, or a value

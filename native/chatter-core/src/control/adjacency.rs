@@ -9,7 +9,7 @@ use super::event::{LinkInfo, LinkState, LinkUp};
 use super::rtt::Rtt;
 use crate::ids::{LinkId, NodeId};
 use crate::lsdb::Lsdb;
-use crate::wire::hello::{HELLO_LEN, Hello};
+use crate::wire::hello::{HELLO_LEN, HELLO_SYNCED, Hello};
 use crate::wire::identity::Identity;
 use crate::wire::{PACKET_HEADER_LEN, PacketType, packet_header};
 
@@ -22,8 +22,10 @@ pub(super) struct Adjacency {
     pub(super) peer: Identity,
     pub(super) we_dialled: bool,
     pub(super) dial_seq: u64,
-    /// The peer has shown that it uses the link as well.
-    pub(super) confirmed: bool,
+    /// The peer has said that we have all it had: the link can be used and told of.
+    pub(super) synced: bool,
+    /// It takes the place of a link that others were told of, to the same life.
+    pub(super) successor: bool,
     pub(super) configured_metric: Option<u32>,
     remote: SocketAddr,
     since: Instant,
@@ -37,6 +39,14 @@ pub(super) struct Adjacency {
     heard: Option<(u32, Instant)>,
     mismatch_since: Option<Instant>,
     resync_wait: Duration,
+    /// The rest of our summary, from this origin on, must be sent.
+    summary_from: Option<NodeId>,
+    /// When the summary is repeated, should the peer not say that it has answered it.
+    summary_again: Instant,
+    /// The peer's summary has come, and what is to be sent because of it is marked.
+    compared: bool,
+    /// The peer was told that all this is sent.
+    told_synced: bool,
     own_dirty: bool,
     dirty: BTreeSet<NodeId>,
     pub(super) blocked: bool,
@@ -49,7 +59,8 @@ impl Adjacency {
             remote: up.remote,
             we_dialled: up.we_dialled,
             dial_seq: up.dial_seq,
-            confirmed: false,
+            synced: false,
+            successor: false,
             configured_metric: None,
             since: now,
             rtt: Rtt::default(),
@@ -61,7 +72,11 @@ impl Adjacency {
             heard: None,
             mismatch_since: None,
             resync_wait: ms(config.resync_ms),
-            own_dirty: true,
+            summary_from: Some(NodeId(0)),
+            summary_again: now + ms(config.resync_ms),
+            compared: false,
+            told_synced: false,
+            own_dirty: false,
             dirty: BTreeSet::new(),
             blocked: false,
             peer: up.peer,
@@ -100,6 +115,9 @@ impl Adjacency {
         if now < self.next_hello {
             return false;
         }
+        if !self.synced && self.summary_again <= now {
+            self.send_summary(now, config);
+        }
         let interval = ms(u32::from(config.hello_ms).max(1));
         self.next_hello += interval;
         if self.next_hello <= now {
@@ -114,17 +132,33 @@ impl Adjacency {
         let first = self.heard.is_none();
         self.heard = Some((hello.seq, now));
         self.set_hold(hello.hold_ms, config);
+        self.synced |= hello.flags & HELLO_SYNCED != 0;
         if let Some((_, at)) = self.sent.iter().flatten().find(|(seq, _)| *seq == hello.echo_seq) {
             let micros = now.saturating_duration_since(*at).as_micros();
             let micros = micros.min(u128::from(u32::MAX)) as u32;
             self.rtt.sample(micros.saturating_sub(hello.echo_delay_us));
-            self.confirmed = true;
         }
         self.hello_due |= first;
         first
     }
 
-    /// Compares digests. Returns whether the whole LSDB should be sent to put an end to a difference.
+    /// Our summary must be sent, from the beginning.
+    pub(super) fn send_summary(&mut self, now: Instant, config: &ControlConfig) {
+        self.summary_from = Some(NodeId(0));
+        self.summary_again = now + ms(config.resync_ms);
+    }
+
+    /// A whole summary of the peer has been compared.
+    pub(super) fn compared(&mut self) {
+        self.compared = true;
+    }
+
+    /// Whether others are told of the link.
+    pub(super) fn is_told(&self) -> bool {
+        self.synced || self.successor
+    }
+
+    /// Compares digests. Returns whether summaries should be exchanged to put an end to a difference.
     pub(super) fn compare(&mut self, now: Instant, same: bool, config: &ControlConfig) -> bool {
         if same {
             self.mismatch_since = None;
@@ -158,7 +192,8 @@ impl Adjacency {
         }
     }
 
-    /// The next packet: a due HELLO, then the own LSP, then those of others.
+    /// The next packet: a due HELLO, our summary, the own LSP, those of others, and the word that all
+    /// is sent.
     pub(super) fn next_packet(
         &mut self,
         now: Instant,
@@ -172,6 +207,11 @@ impl Adjacency {
         if self.blocked {
             return None;
         }
+        if let Some(first) = self.summary_from {
+            let summary = lsdb.summary(first);
+            self.summary_from = summary.last.0.checked_add(1).map(NodeId);
+            return Some(summary.packet());
+        }
         if std::mem::take(&mut self.own_dirty)
             && let Some(packet) = lsdb.packet(now, me)
         {
@@ -181,6 +221,10 @@ impl Adjacency {
             if let Some(packet) = lsdb.packet(now, origin) {
                 return Some(packet);
             }
+        }
+        if self.compared && !self.told_synced {
+            self.told_synced = true;
+            return Some(self.hello(now, lsdb.digest(), config));
         }
         None
     }
@@ -193,7 +237,7 @@ impl Adjacency {
             we_dialled: self.we_dialled,
             srtt_us: self.rtt.srtt_us(),
             metric: self.metric(),
-            state: if self.confirmed { LinkState::Up } else { LinkState::Sync },
+            state: if self.synced { LinkState::Up } else { LinkState::Sync },
             since: self.since,
         }
     }
@@ -210,7 +254,7 @@ impl Adjacency {
             (seq, micros.min(u128::from(u32::MAX)) as u32)
         });
         let hello = Hello {
-            flags: 0,
+            flags: if self.told_synced { HELLO_SYNCED } else { 0 },
             interval_ms: config.hello_ms,
             hold_ms: config.hold_ms,
             seq: self.sent_seq,

@@ -36,8 +36,9 @@ pub struct ControlConfig {
     pub refresh_s: u32,
     /// Seconds after which an LSP that was not repeated is dropped. Default 3,600.
     pub max_age_s: u32,
-    /// Milliseconds that the digest of a neighbour may differ until the whole LSDB is sent to it.
-    /// Default 1,000. Doubles up to `max_resync_ms` while that does not help.
+    /// Milliseconds that the digest of a neighbour may differ until a SUMMARY is sent to it. Default
+    /// 1,000. Doubles up to `max_resync_ms` while that does not help. Also until the SUMMARY of a new
+    /// link is repeated, should it not be answered.
     pub resync_ms: u32,
     /// The longest time between two such repairs. Default 60,000.
     pub max_resync_ms: u32,

@@ -150,9 +150,9 @@ pub enum ControlEvent {
 /// Whether packets can take a link.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LinkState {
-    /// The peer has not shown yet that it has taken the link into use.
+    /// The LSPs that the peer has newer are still coming.
     Sync,
-    /// Both ends use it.
+    /// They have come: both ends use it.
     Up,
 }
 

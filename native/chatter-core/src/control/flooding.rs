@@ -10,6 +10,7 @@ use crate::ids::{Incarnation, LinkId, NodeId};
 use crate::lsdb::Install;
 use crate::wire::hello::Hello;
 use crate::wire::lsp::{Lsp, MAX_NEIGHBOURS, Neighbour};
+use crate::wire::summary::Summary;
 
 /// When the own LSP is made again.
 ///
@@ -82,7 +83,7 @@ impl Control {
         self.origination.seq = self.origination.seq.saturating_add(1);
         self.origination.refresh_at = self.now + self.refresh_after();
         let links = self.by_peer.iter().filter_map(|(id, link)| {
-            let link = self.links.get(link)?;
+            let link = self.links.get(link).filter(|link| link.is_told())?;
             let incarnation = link.peer.incarnation;
             Some(Neighbour { id: *id, metric: link.metric(), incarnation })
         });
@@ -105,22 +106,32 @@ impl Control {
 
     pub(super) fn hello(&mut self, link: LinkId, hello: &Hello) {
         let Some(adjacency) = self.links.get_mut(&link) else { return };
-        let was = (adjacency.confirmed, adjacency.metric());
+        let was = (adjacency.synced, adjacency.metric());
         let answer = adjacency.hear(self.now, hello, &self.config);
         let same = hello.lsdb_digest == self.lsdb.digest();
         let resync = adjacency.compare(self.now, same, &self.config);
-        if answer {
+        if resync {
+            adjacency.send_summary(self.now, &self.config);
+        }
+        if answer || resync {
             self.pending.insert(link);
         }
-        if was != (adjacency.confirmed, adjacency.metric()) {
+        if was != (adjacency.synced, adjacency.metric()) {
             self.first_hops_changed = true;
-        }
-        if was.1 != adjacency.metric() {
             self.origination.want_good();
         }
-        if resync {
-            self.send_everything(link);
+    }
+
+    /// A neighbour has told what it has: it gets what is newer here.
+    pub(super) fn summary(&mut self, link: LinkId, summary: &Summary) {
+        let Some(adjacency) = self.links.get_mut(&link) else { return };
+        for origin in self.lsdb.newer_than(summary) {
+            adjacency.mark(self.me.id, origin);
         }
+        if summary.last == NodeId(u64::MAX) {
+            adjacency.compared();
+        }
+        self.pending.insert(link);
     }
 
     pub(super) fn lsp(&mut self, link: LinkId, lsp: Lsp) {
@@ -143,15 +154,6 @@ impl Control {
             Install::Clash(incarnation) => self.name_clash(incarnation),
             Install::Full => {}
         }
-    }
-
-    /// Marks all LSPs to be sent on a link.
-    pub(super) fn send_everything(&mut self, link: LinkId) {
-        let Some(adjacency) = self.links.get_mut(&link) else { return };
-        for origin in self.lsdb.origins() {
-            adjacency.mark(self.me.id, origin);
-        }
-        self.pending.insert(link);
     }
 
     /// Drops LSPs that nobody has repeated.

@@ -51,7 +51,9 @@ impl Control {
         self.by_peer.remove(&peer);
         self.told_down(link, peer, reason);
         self.dialer.link_down(self.now, peer, &mut self.rng);
-        self.origination.want_bad();
+        if adjacency.is_told() {
+            self.origination.want_bad();
+        }
         self.first_hops_changed = true;
     }
 
@@ -147,20 +149,24 @@ impl Control {
             self.node_over(peer);
         }
         self.check_neighbour(peer);
-        self.send_everything(link);
-        if self.table.route(peer).is_some() {
-            self.origination.want_good();
-        } else {
-            // Somebody waits for this way, and only for so long until it gives a node up.
-            self.origination.want_bad();
-        }
+        self.pending.insert(link);
     }
 
     fn replace(&mut self, former: LinkId, reason: CloseReason, up: LinkUp, metric: Option<u32>) {
-        let peer = up.peer.id;
+        let (link, peer, incarnation) = (up.link, up.peer.id, up.peer.incarnation);
         self.adopt(up, metric);
-        self.links.remove(&former);
+        let former_adjacency = self.links.remove(&former).filter(Adjacency::is_told);
         self.told_down(former, peer, Some(reason));
+        self.first_hops_changed = true;
+        match former_adjacency {
+            Some(former) if former.peer.incarnation == incarnation => {
+                if let Some(adjacency) = self.links.get_mut(&link) {
+                    adjacency.successor = true;
+                }
+            }
+            Some(_) => self.origination.want_bad(),
+            None => {}
+        }
     }
 
     fn told_down(&mut self, link: LinkId, peer: NodeId, reason: Option<CloseReason>) {

@@ -36,6 +36,7 @@ use crate::wire::hello::{ByeReason, Hello};
 use crate::wire::identity::Identity;
 use crate::wire::lsp::{Lsp, Neighbour};
 use crate::wire::reader::WireError;
+use crate::wire::summary::Summary;
 
 /// The control plane of one node, as a machine without clock, sockets, threads or randomness.
 ///
@@ -59,9 +60,9 @@ use crate::wire::reader::WireError;
 /// with an equal seed have equal results, byte for byte.
 ///
 /// A link goes through these steps: the caller completes a handshake and calls `handle_link_up`. Both
-/// ends send HELLO, their own LSP and the rest of their LSDB at once. When the HELLO comes back, or the
-/// peer's LSP lists this node, the link is [`Up`](LinkState::Up) and carries packets as soon as the
-/// peer's LSP is there too: one round trip. It ends with `handle_link_down` or with a
+/// ends send HELLO and SUMMARY at once, then the LSPs that the other's SUMMARY lacks, then HELLO with
+/// the flag SYNCED. With that the link is [`Up`](LinkState::Up): it carries packets, and the LSP lists it.
+/// That takes one round trip. It ends with `handle_link_down` or with a
 /// [`CloseLink`](ControlEvent::CloseLink) event.
 #[derive(Clone, Debug)]
 pub struct Control {
@@ -153,7 +154,7 @@ impl Control {
         self.settle();
     }
 
-    /// A HELLO, LSP or BYE came in. Packets of links that are not in use are ignored.
+    /// A HELLO, LSP, SUMMARY or BYE came in. Packets of links that are not in use are ignored.
     ///
     /// # Errors
     /// The packet cannot be read, or is of another type; the link is closed (`CloseLink`), all else is
@@ -171,6 +172,9 @@ impl Control {
         let result = match kind {
             PacketType::Hello => Hello::decode(body).map(|hello| self.hello(link, &hello)),
             PacketType::Lsp => Lsp::decode(body).map(|lsp| self.lsp(link, lsp)),
+            PacketType::Summary => {
+                Summary::decode(body).map(|summary| self.summary(link, &summary))
+            }
             PacketType::Bye => {
                 ByeReason::decode(body).map(|_| self.drop_link(link, Some(CloseReason::PeerBye)))
             }

@@ -24,15 +24,13 @@ impl Control {
         }
     }
 
-    /// The LSP of `origin` was stored. If it is a neighbour, that may confirm or end a link's use.
+    /// The LSP of `origin` was stored. If it is a neighbour, that may begin or end the use of its link.
     pub(super) fn check_neighbour(&mut self, origin: NodeId) {
         let Some(link) = self.by_peer.get(&origin) else { return };
-        let Some(adjacency) = self.links.get_mut(link) else { return };
+        let Some(adjacency) = self.links.get(link) else { return };
         if self.lsdb.supersede(origin, adjacency.peer.incarnation) {
             self.spf_pending = true;
         }
-        let graph = self.lsdb.graph();
-        adjacency.confirmed |= graph.states_link(origin, self.me.id, self.me.incarnation);
         self.first_hops_changed = true;
     }
 
@@ -56,10 +54,10 @@ impl Control {
     }
 
     /// The links that lead to a neighbour whose present life has an LSP here. Whether a link is there is
-    /// seen at the link itself: at this end because it is up, at the other because it was confirmed.
+    /// seen at the link itself: at this end because it is up, at the other because it said SYNCED.
     fn usable_links(&self) -> Vec<(Neighbour, LinkId)> {
         let usable = |(id, link): (&NodeId, &LinkId)| {
-            let adjacency = self.links.get(link).filter(|adjacency| adjacency.confirmed)?;
+            let adjacency = self.links.get(link).filter(|adjacency| adjacency.synced)?;
             let lsp = self.lsdb.get(*id).filter(|lsp| !lsp.purge)?;
             let incarnation = lsp.incarnation;
             let neighbour = Neighbour { id: *id, metric: adjacency.metric(), incarnation };

@@ -16,7 +16,8 @@
 //!
 //! Each end sends a HELLO every `interval ms` and, at once, in answer to the first HELLO that it hears
 //! on a link. `echo seq` is the last seq heard, `echo delay` how long ago that was: the difference
-//! between sending a seq and hearing its echo, less the delay, is the round trip.
+//! between sending a seq and hearing its echo, less the delay, is the round trip. Flag bit 0, SYNCED,
+//! says that the receiver has by now all that the sender had newer when the link came up.
 
 use super::reader::{Reader, WireError};
 
@@ -26,10 +27,14 @@ pub const HELLO_LEN: usize = 28;
 /// Bytes of a BYE body.
 pub const BYE_LEN: usize = 1;
 
+/// Flag: the sender has taken in a whole SUMMARY of the receiver, and has sent before this HELLO
+/// whatever it has newer.
+pub const HELLO_SYNCED: u16 = 0x0001;
+
 /// One probe of a link.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Hello {
-    /// Reserved: sent as 0, ignored.
+    /// [`HELLO_SYNCED`]; the other bits are reserved, sent as 0 and ignored.
     pub flags: u16,
     /// Milliseconds between the sender's HELLOs.
     pub interval_ms: u16,
@@ -90,6 +95,8 @@ pub enum ByeReason {
     Stop = 1,
     /// The operator or the application asked for it.
     Disconnect = 2,
+    /// Another life of the same node is there: the receiver has a namesake.
+    Clash = 3,
     /// A reason of a later version.
     Other = 255,
 }
@@ -109,6 +116,7 @@ impl ByeReason {
         let reason = match r.u8("bye reason")? {
             1 => Self::Stop,
             2 => Self::Disconnect,
+            3 => Self::Clash,
             _ => Self::Other,
         };
         r.finish("bye")?;

@@ -17,6 +17,7 @@ pub mod lsp;
 pub mod packet;
 pub mod reader;
 pub mod routed;
+pub mod summary;
 
 use reader::{Reader, WireError};
 
@@ -34,6 +35,8 @@ pub enum PacketType {
     Hello = 0x01,
     /// Link-state packet, one hop, flooded.
     Lsp = 0x02,
+    /// Which LSPs a neighbour has, one hop.
+    Summary = 0x03,
     /// Routed: pieces of frames of a channel.
     Data = 0x10,
     /// Routed: acknowledgement and credit of a channel.
@@ -58,6 +61,7 @@ impl PacketType {
         Some(match code {
             0x01 => Self::Hello,
             0x02 => Self::Lsp,
+            0x03 => Self::Summary,
             0x10 => Self::Data,
             0x11 => Self::Ack,
             0x12 => Self::Open,

@@ -9,13 +9,14 @@ use chatter_core::wire::data::{
     Ack, DropReason, Item, Open, Opened, Reset, ResetReason, Unreachable, item, item_header,
     next_item,
 };
-use chatter_core::wire::hello::{ByeReason, Hello};
+use chatter_core::wire::hello::{ByeReason, HELLO_SYNCED, Hello};
 use chatter_core::wire::identity::Identity;
 use chatter_core::wire::lsp::{Lsp, Neighbour};
 use chatter_core::wire::reader::{Reader, WireError};
 use chatter_core::wire::routed::{
     FLAG_ACK_NOW, FLAG_MARKED, HOP_LIMIT, MARK_DELAYED, RoutedHeader,
 };
+use chatter_core::wire::summary::{Summary, SummaryEntry};
 use chatter_core::wire::{Packet, PacketType, next_packet, put_packet_header};
 
 /// The bytes that hexadecimal digits stand for; everything else in `text` is layout.
@@ -37,6 +38,7 @@ pub enum Value {
     Unreachable(RoutedHeader, Unreachable),
     Hello(Hello),
     Lsp(Lsp),
+    Summary(Summary),
     Bye(ByeReason),
 }
 
@@ -97,6 +99,7 @@ impl Value {
             Self::Unreachable(header, notice) => (PacketType::Unreachable, header, notice.encode()),
             Self::Hello(hello) => return one_hop(PacketType::Hello, &hello.to_bytes()),
             Self::Lsp(lsp) => return one_hop(PacketType::Lsp, &lsp.encode()),
+            Self::Summary(summary) => return summary.packet(),
             Self::Bye(reason) => return one_hop(PacketType::Bye, &reason.to_bytes()),
         };
         header.packet(kind, &content)
@@ -117,6 +120,7 @@ impl Value {
         match kind {
             PacketType::Hello => return Ok(Self::Hello(Hello::decode(body)?)),
             PacketType::Lsp => return Ok(Self::Lsp(Lsp::decode(body)?)),
+            PacketType::Summary => return Ok(Self::Summary(Summary::decode(body)?)),
             PacketType::Bye => return Ok(Self::Bye(ByeReason::decode(body)?)),
             _ => {}
         }
@@ -131,7 +135,9 @@ impl Value {
             PacketType::Reset => Self::Reset(header, Reset::decode(content)?),
             PacketType::ResetAck => Self::ResetAck(header, Reset::decode(content)?),
             PacketType::Unreachable => Self::Unreachable(header, Unreachable::decode(content)?),
-            PacketType::Hello | PacketType::Lsp | PacketType::Bye => unreachable!(),
+            PacketType::Hello | PacketType::Lsp | PacketType::Summary | PacketType::Bye => {
+                unreachable!()
+            }
         })
     }
 }
@@ -355,9 +361,9 @@ fn one_hop_vectors() -> Vec<Vector> {
     vec![
         Vector {
             name: "hello",
-            hex: "00001c 01 0000 00fa 000003e8 00000003 00000002 000186a0 deadbeef00000001",
+            hex: "00001c 01 0001 00fa 000003e8 00000003 00000002 000186a0 deadbeef00000001",
             value: Value::Hello(Hello {
-                flags: 0,
+                flags: HELLO_SYNCED,
                 interval_ms: 250,
                 hold_ms: 1_000,
                 seq: 3,
@@ -389,6 +395,30 @@ fn one_hop_vectors() -> Vec<Vector> {
                         id: NodeId(u64::MAX),
                         metric: 0x0001_0000,
                         incarnation: Incarnation(3),
+                    },
+                ],
+            }),
+        },
+        Vector {
+            name: "summary",
+            hex: "000052 03 0000000000000000 ffffffffffffffff 0002
+                0102030405060708 1112131415161718 0000000000000009 1e6b5564318e72a8
+                b1b2b3b4b5b6b7b8 00062b3c4d5e6f71 0000000000000001 a0a1a2a3a4a5a6a7",
+            value: Value::Summary(Summary {
+                first: NodeId(0),
+                last: NodeId(u64::MAX),
+                entries: vec![
+                    SummaryEntry {
+                        origin: identity().id,
+                        incarnation: identity().incarnation,
+                        seq: 9,
+                        hash: 0x1e6b_5564_318e_72a8,
+                    },
+                    SummaryEntry {
+                        origin: B,
+                        incarnation: B_LIFE,
+                        seq: 1,
+                        hash: 0xa0a1_a2a3_a4a5_a6a7,
                     },
                 ],
             }),
