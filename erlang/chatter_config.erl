@@ -47,7 +47,8 @@
     handshake_timeout_ms := pos_integer(),
     lsp_refresh_s := pos_integer(), drain_ms := non_neg_integer(),
     channel_window := pos_integer(), retransmit_memory := pos_integer(),
-    link_queue := pos_integer(), relay_queue := pos_integer(), max_frame := pos_integer(),
+    control_queue := pos_integer(), link_queue := pos_integer(), relay_queue := pos_integer(),
+    max_frame := pos_integer(),
     max_half_open := pos_integer(), max_links := pos_integer(),
     max_nodes := pos_integer(), max_channels := pos_integer()
 }.
@@ -119,7 +120,8 @@ defaults() ->
         setup_retry_ms => 250, gap_timeout_ms => 10000, handshake_timeout_ms => 5000,
         lsp_refresh_s => 900, drain_ms => 1000,
         channel_window => 8 * ?MIB, retransmit_memory => 256 * ?MIB,
-        link_queue => 4 * ?MIB, relay_queue => 16 * ?MIB, max_frame => 2 * ?GIB - 1,
+        control_queue => 64 * ?KIB, link_queue => 4 * ?MIB, relay_queue => 16 * ?MIB,
+        max_frame => 2 * ?GIB - 1,
         max_half_open => 256, max_links => 1024, max_nodes => 4096, max_channels => 65536
     }.
 
@@ -155,6 +157,7 @@ check(handshake_timeout_ms, V) -> within(100, 60000, V);
 check(drain_ms, V) -> within(0, 60000, V);
 check(channel_window, V) -> within(64 * ?KIB, ?GIB, V);
 check(retransmit_memory, V) -> within(?MIB, 1024 * ?GIB, V);
+check(control_queue, V) -> within(4 * ?KIB, 4 * ?MIB, V);
 check(link_queue, V) -> within(64 * ?KIB, ?GIB, V);
 check(relay_queue, V) -> within(64 * ?KIB, ?GIB, V);
 check(max_frame, V) -> within(?MIB, 2 * ?GIB - 1, V);

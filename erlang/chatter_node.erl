@@ -428,8 +428,9 @@ native_spec({address, Host, Port}) ->
 native_config(FullName, Listen, Config) ->
     Keys = [encryption, unix_sockets, hello_ms, hold_ms, unreachable_ms, lsp_refresh_s,
             channel_window, max_frame, max_channels, retransmit_memory, setup_retry_ms,
-            gap_timeout_ms, relay_queue, link_queue, max_half_open, max_links, max_nodes,
-            handshake_timeout_ms, reconnect_min_ms, reconnect_max_ms, workers, busy_poll_us],
+            gap_timeout_ms, control_queue, relay_queue, link_queue, max_half_open, max_links,
+            max_nodes, handshake_timeout_ms, reconnect_min_ms, reconnect_max_ms, workers,
+            busy_poll_us],
     (maps:with(Keys, Config))#{
         name => unicode:characters_to_binary(FullName),
         my_addr => native_address(maps:get(my_addr, Config)),

@@ -82,8 +82,8 @@ only_way(_Config) ->
 
 %%% monitor_nodes/1
 
-%% Given a process that monitors at one end of a line, expect it to be told once of each node that comes
-%% and goes at the other end, in time, with no connection anywhere.
+%% Given a process that monitors at one end of a line, expect it to be told once of each node that
+%% comes and goes at the other end, in time, with no connection anywhere.
 nodes_are_told(_Config) ->
     [A, #{node := NodeR} = R] = line(2),
     ok = listen(A),

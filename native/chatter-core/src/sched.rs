@@ -98,6 +98,11 @@ impl Scheduler {
         }
     }
 
+    /// Bytes of control packets queued.
+    pub fn control_bytes(&self) -> usize {
+        self.control_bytes
+    }
+
     /// Bytes queued for own channels.
     pub fn own_bytes(&self) -> usize {
         self.own_bytes

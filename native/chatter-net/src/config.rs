@@ -51,6 +51,8 @@ pub struct NetConfig {
     pub gap_timeout: Duration,
     /// Channels at once; one more is refused.
     pub max_channels: usize,
+    /// Bytes of link-state packets queued per link; beyond it LSPs wait as marks, one for each origin.
+    pub control_queue: usize,
     /// Bytes of transit queued per link; beyond it the fattest queue loses its newest packet.
     pub relay_queue: usize,
     /// Bytes of own traffic queued per link; beyond it channels stop fetching from the VM.

@@ -1,6 +1,7 @@
 //! The owner task of the control plane: a loop over what comes in and what the core wants done. It
 //! holds no knowledge of the protocol.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -31,7 +32,8 @@ pub(crate) enum Input {
 
 pub(crate) async fn run(node: Arc<Node>, mut control: Control, mut inbox: mpsc::Receiver<Input>) {
     let mut inputs = Vec::with_capacity(BATCH);
-    carry_out(&node, &mut control);
+    let mut blocked = BTreeSet::new();
+    carry_out(&node, &mut control, &mut blocked);
     loop {
         let deadline = control.poll_timeout();
         let wait = deadline.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
@@ -42,6 +44,7 @@ pub(crate) async fn run(node: Arc<Node>, mut control: Control, mut inbox: mpsc::
                     return;
                 }
             }
+            () = node.control_room.notified() => {}
             () = sleep_until(wait.into()) => {}
         }
         let now = Instant::now();
@@ -53,7 +56,14 @@ pub(crate) async fn run(node: Arc<Node>, mut control: Control, mut inbox: mpsc::
             control.set_silent(now, node.is_silent());
             control.handle_timeout(now);
         }
-        carry_out(&node, &mut control);
+        blocked.retain(|link| {
+            let waits = node.waits_for_control(*link);
+            if !waits {
+                control.handle_link_blocked(now, *link, false);
+            }
+            waits
+        });
+        carry_out(&node, &mut control, &mut blocked);
     }
 }
 
@@ -85,14 +95,17 @@ fn tell_alive(node: &Node, control: &mut Control, now: Instant) {
     }
 }
 
-/// Carries out what the core wants, in the order that its contract asks for.
-fn carry_out(node: &Arc<Node>, control: &mut Control) {
+/// Carries out what the core wants, in the order that its contract asks for. Links that have enough to
+/// write come into `blocked`.
+fn carry_out(node: &Arc<Node>, control: &mut Control, blocked: &mut BTreeSet<LinkId>) {
     // Tables before packets and events: who hears of a change can rely on the table.
     if let Some(table) = control.poll_table() {
         node.publish(Some(table));
     }
     while let Some((link, packet)) = control.poll_transmit() {
-        node.transmit_control(link, packet);
+        if node.transmit_control(link, packet) && blocked.insert(link) {
+            control.handle_link_blocked(Instant::now(), link, true);
+        }
     }
     while let Some(event) = control.poll_event() {
         if let ControlEvent::CloseLink { link, .. } = &event

@@ -23,9 +23,6 @@ use crate::node::Node;
 use crate::reader;
 use crate::transport::{Connection, Handshaking, set_lowat};
 
-/// Bytes of control packets queued per link.
-const CONTROL_QUEUE: usize = 4 * 1024 * 1024;
-
 /// Why a connection did not become a link.
 #[derive(Debug, Error)]
 pub enum EstablishError {
@@ -125,7 +122,8 @@ pub(crate) async fn adopt(
     let limits = LinkLimits {
         relay_queue: node.config.relay_queue,
         link_queue: node.config.link_queue,
-        control_queue: CONTROL_QUEUE,
+        control_queue: node.config.control_queue,
+        room: node.control_room.clone(),
     };
     let socket = (transport, write);
     let link = Arc::new(Link::new(id, peer.clone(), origin.remote, session.sealer, socket, limits));

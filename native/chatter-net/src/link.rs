@@ -33,6 +33,9 @@ const LOWAT_MIN: f64 = 32.0 * 1024.0;
 const LOWAT_MAX: f64 = 2048.0 * 1024.0;
 const LOWAT_TIME: Duration = Duration::from_millis(2);
 
+/// Bytes of control packets queued, those of the data plane included: beyond it new ones are dropped.
+const CONTROL_BYTES: usize = 4 * 1024 * 1024;
+
 /// The rate of a link is taken anew after so many bytes.
 const RATE_BYTES: usize = 1024 * 1024;
 
@@ -80,6 +83,10 @@ pub struct Link {
     pub(crate) close: Notify,
     queue: Mutex<Scheduler>,
     queue_limit: usize,
+    control_limit: usize,
+    /// The control plane waits for `room`.
+    control_waits: AtomicBool,
+    room: Arc<Notify>,
     own_bytes: AtomicUsize,
     io: Mutex<LinkIo>,
     socket: WriteHalf,
@@ -134,9 +141,12 @@ impl Link {
             close: Notify::new(),
             queue: Mutex::new(Scheduler::new(SchedulerLimits {
                 transit_bytes: limits.relay_queue,
-                control_bytes: limits.control_queue,
+                control_bytes: CONTROL_BYTES,
             })),
             queue_limit: limits.link_queue,
+            control_limit: limits.control_queue,
+            control_waits: AtomicBool::new(false),
+            room: limits.room,
             own_bytes: AtomicUsize::new(0),
             io: Mutex::new(LinkIo {
                 sealer,
@@ -162,6 +172,21 @@ impl Link {
     /// Queues a control packet. Flush afterwards.
     pub fn queue_control(&self, packet: Packet) {
         self.queue.lock().push_control(packet);
+    }
+
+    /// Whether the control plane should wait with more; it is told when it need not any longer.
+    pub(crate) fn is_control_full(&self) -> bool {
+        let queue = self.queue.lock();
+        let full = queue.control_bytes() > self.control_limit;
+        if full {
+            self.control_waits.store(true, Ordering::Relaxed);
+        }
+        full
+    }
+
+    /// Whether the control plane still waits.
+    pub(crate) fn waits_for_control(&self) -> bool {
+        self.control_waits.load(Ordering::Relaxed)
     }
 
     /// Queues packets of an own channel. Flush afterwards.
@@ -197,6 +222,11 @@ impl Link {
         // It may have drained since: then nobody else would come by.
         self.writer.notify_one();
         true
+    }
+
+    /// Bytes queued of the control plane, and of acknowledgements and answers.
+    pub fn control_bytes(&self) -> usize {
+        self.queue.lock().control_bytes()
     }
 
     /// Bytes queued for own channels and in transit, and packets dropped and marked.
@@ -296,14 +326,16 @@ impl Link {
 }
 
 /// Bounds of a link's queues, in bytes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct LinkLimits {
     /// See [`crate::config::NetConfig::relay_queue`].
     pub relay_queue: usize,
     /// See [`crate::config::NetConfig::link_queue`].
     pub link_queue: usize,
-    /// Control packets; beyond it new ones are dropped and come again later.
+    /// See [`crate::config::NetConfig::control_queue`].
     pub control_queue: usize,
+    /// Told when half of `control_queue` is free, if it was full before.
+    pub room: Arc<Notify>,
 }
 
 impl LinkIo {
@@ -372,6 +404,12 @@ impl LinkIo {
                 self.batch.push(packet);
             }
             link.own_bytes.store(queue.own_bytes(), Ordering::Relaxed);
+            if link.control_waits.load(Ordering::Relaxed)
+                && queue.control_bytes() <= link.control_limit / 2
+            {
+                link.control_waits.store(false, Ordering::Relaxed);
+                link.room.notify_one();
+            }
         }
         if link.has_waiting.load(Ordering::SeqCst) {
             link.writer.notify_one();

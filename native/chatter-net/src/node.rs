@@ -18,7 +18,7 @@ use chatter_core::wire::identity::Identity;
 use chatter_core::wire::routed;
 use parking_lot::Mutex;
 use thiserror::Error;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::channel::{Channel, Wanted};
 use crate::channels::Channels;
@@ -98,6 +98,8 @@ pub struct Node {
     pub(crate) host: Arc<dyn Host>,
     pub(crate) control: mpsc::Sender<Input>,
     pub(crate) service: Service,
+    /// Told when a link that had too much of the control plane to write has room again.
+    pub(crate) control_room: Arc<Notify>,
     published: ArcSwap<Published>,
     links: Mutex<HashMap<LinkId, Arc<Link>>>,
     link_ids: AtomicU32,
@@ -153,6 +155,7 @@ impl Node {
             host,
             control: control_tx,
             service: Service::default(),
+            control_room: Arc::default(),
             published: ArcSwap::from_pointee(Published {
                 table: Arc::new(ForwardingTable::default()),
                 links: HashMap::new(),
@@ -413,12 +416,18 @@ impl Node {
         self.stats.evicted.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Sends a packet of the control plane.
-    pub(crate) fn transmit_control(&self, link: LinkId, packet: Vec<u8>) {
-        if let Some(link) = self.link(link) {
-            link.queue_control(packet.into());
-            link.flush(INLINE_BUDGET);
-        }
+    /// Sends a packet of the control plane. Whether the link has enough to write for now; then
+    /// `control_room` tells when it has room again.
+    pub(crate) fn transmit_control(&self, link: LinkId, packet: Vec<u8>) -> bool {
+        let Some(link) = self.link(link) else { return false };
+        link.queue_control(packet.into());
+        link.flush(INLINE_BUDGET);
+        link.is_control_full()
+    }
+
+    /// Whether a link that was full for the control plane is so still.
+    pub(crate) fn waits_for_control(&self, link: LinkId) -> bool {
+        self.link(link).is_some_and(|link| link.waits_for_control())
     }
 }
 

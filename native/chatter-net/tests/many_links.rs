@@ -10,7 +10,7 @@ use chatter_core::crypto::handshake::{H2_PREFIX_LEN, HandshakeConfig, Initiator,
 use chatter_core::crypto::record::RECORD_HEADER_LEN;
 use chatter_core::crypto::{ClusterKey, Sealer};
 use chatter_core::ids::{Incarnation, NodeId};
-use chatter_core::wire::hello::Hello;
+use chatter_core::wire::hello::{HELLO_SYNCED, Hello};
 use chatter_core::wire::identity::Identity;
 use chatter_core::wire::{PacketType, next_packet, packet_header};
 use net::{Peer, config, key, until};
@@ -45,7 +45,9 @@ fn some_identity(n: usize) -> Identity {
 }
 
 fn hello(sealer: &mut Sealer, seq: u32, echo_seq: u32) -> Vec<u8> {
-    let hello = Hello { interval_ms: 1_000, hold_ms: 20_000, seq, echo_seq, ..Hello::default() };
+    let flags = HELLO_SYNCED;
+    let hello =
+        Hello { flags, interval_ms: 1_000, hold_ms: 20_000, seq, echo_seq, ..Hello::default() };
     let body = hello.to_bytes();
     let mut record = Vec::new();
     sealer.seal_from(&packet_header(PacketType::Hello, body.len()), &body, &mut record).unwrap();

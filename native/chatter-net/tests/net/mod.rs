@@ -64,6 +64,7 @@ pub fn config(name: &str) -> NetConfig {
         busy_poll: Duration::ZERO,
         max_frame: 64 << 20,
         max_channels: 100,
+        control_queue: 64 << 10,
         relay_queue: 16 << 20,
         link_queue: 4 << 20,
         max_half_open: 16,
