@@ -100,9 +100,8 @@ dynamic(NodeB, NodeC) ->
     Id = maps:get(id, chatter:info()),
     NodeC = erpc:call(NodeC, erlang, node, []),
     %% By its name it is known everywhere, also where it has no link to.
-    wait_until(fun() -> [lists:member(First, erpc:call(N, chatter, nodes, [])) || N <- [NodeB, NodeC]]
-                            =:= [true, true]
-               end, ?TIMEOUT_MS),
+    Knows = fun(N) -> lists:member(First, erpc:call(N, chatter, nodes, [])) end,
+    wait_until(fun() -> lists:all(Knows, [NodeB, NodeC]) end, ?TIMEOUT_MS),
     %% The second connection has left the first one, and the native node, as they were.
     {NodeB, Id} = {erpc:call(NodeB, erlang, node, []), maps:get(id, chatter:info())},
     [true = erlang:disconnect_node(N) || N <- [NodeB, NodeC]],

@@ -30,7 +30,7 @@ end_per_testcase(_Case, _Config) -> chatter_cluster:stop_all().
 %%% drain/1
 
 %% Given two relays under traffic, expect each to be free of it when drain/1 has returned, to be
-%% reached still, and to stop without anybody noticing: nothing lost, no nodedown, nothing sent again.
+%% reached still, and to stop without anybody noticing: nothing lost, no nodedown.
 drained_relay(_Config) ->
     Relays = [start(N, #{links => static}) || N <- [r1, r2]],
     [#{node := NodeA} = A, #{node := NodeB} = B] = Ends =
