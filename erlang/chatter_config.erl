@@ -162,7 +162,8 @@ check(link_queue, V) -> within(64 * ?KIB, ?GIB, V);
 check(relay_queue, V) -> within(64 * ?KIB, ?GIB, V);
 check(max_frame, V) -> within(?MIB, 2 * ?GIB - 1, V);
 check(max_half_open, V) -> within(1, 65535, V);
-check(max_links, V) -> within(1, 65535, V);
+%% No LSP states more.
+check(max_links, V) -> within(1, 1024, V);
 check(max_nodes, V) -> within(2, 65536, V);
 check(max_channels, V) -> within(1, 1048576, V);
 check(workers, V) -> within(1, 64, V);

@@ -21,8 +21,11 @@
     %% When a wait for a route to a node was last in vain.
     missed = #{} :: #{node() => integer()},
     %% Which process resolves which neighbour, and which neighbours are being dialled.
-    monitors = #{} :: #{reference() => {non_neg_integer(), non_neg_integer(), native_spec()}},
+    monitors = #{} :: #{reference() =>
+                            {non_neg_integer(), non_neg_integer(), native_spec()} | native_spec()},
     dialled = #{} :: #{non_neg_integer() => native_spec()},
+    %% Where neighbours were found last: for when nobody answers who could say where they are.
+    found = #{} :: #{native_spec() => [native_address()]},
     %% The monitors of those who are told which nodes are up.
     subscribers = #{} :: #{reference() => pid()},
     %% The full name; "" if not known yet, `dynamic' if the first peer gives it.
@@ -36,9 +39,17 @@
 %% again for a node that is not there is told at once most of the time.
 -define(MISSED_MS, 1000).
 
+%% After so long without an answer, a neighbour is dialled where it was found last: what cuts off
+%% the neighbour cuts off the registry of its host, and mostly both return together.
+-define(FOUND_MS, 300).
+
+%% So many are remembered; then all are forgotten, as one is only a help.
+-define(MAX_FOUND, 1024).
+
 %% How long claims/3 may take to ask the registry of a host, in a node with several carriers.
 -define(CLAIM_MS, 300).
 
+-type native_address() :: {binary(), inet:port_number()}.
 -type native_spec() :: {name, binary()} | {address, binary(), inet:port_number()}.
 
 %% @doc Starts the process. A configuration that is refused, or a native library that cannot be
@@ -251,10 +262,20 @@ handle_info({timeout, Timer, {await, From}}, State) ->
             {noreply, State#state{waiting = Waiting, missed = Missed}};
         false -> {noreply, State}
     end;
+handle_info({timeout, _, {find, Ref}}, #state{monitors = Monitors, found = Found} = State) ->
+    case Monitors of
+        #{Ref := {Id, Seq, Spec}} when is_map_key(Spec, Found) ->
+            %% What is found after all is for the next time.
+            State1 = State#state{monitors = Monitors#{Ref := Spec}},
+            {noreply, resolved(Id, Seq, Spec, {addresses, maps:get(Spec, Found)}, State1)};
+        #{} -> {noreply, State}
+    end;
 handle_info({'DOWN', Ref, process, _, Reason}, State) ->
     case maps:take(Ref, State#state.monitors) of
         {{Id, Seq, Spec}, Monitors} ->
             {noreply, resolved(Id, Seq, Spec, Reason, State#state{monitors = Monitors})};
+        {Spec, Monitors} ->
+            {noreply, found(Spec, Reason, State#state{monitors = Monitors})};
         error -> {noreply, subscriber_down(Ref, State)}
     end;
 handle_info(_, State) ->
@@ -285,6 +306,7 @@ subscriber_down(Ref, State) ->
 
 handle_event({dial, Id, Spec, Seq}, State) ->
     {_, Ref} = spawn_monitor(?MODULE, find_addresses, [Spec]),
+    _ = erlang:start_timer(?FOUND_MS, self(), {find, Ref}),
     State#state{monitors = (State#state.monitors)#{Ref => {Id, Seq, Spec}}};
 handle_event({Event, Name}, State0) when Event =:= node_up; Event =:= node_found ->
     ok = chatter_monitors:node_up(Name),
@@ -326,9 +348,15 @@ resolved(Id, Seq, Spec, {addresses, []}, State) ->
     fail_waiting(Spec, State);
 resolved(Id, Seq, Spec, {addresses, Addresses}, State) ->
     ok = chatter_nif:dial(Id, Seq, Addresses),
-    State#state{dialled = (State#state.dialled)#{Id => Spec}};
+    found(Spec, {addresses, Addresses}, State#state{dialled = (State#state.dialled)#{Id => Spec}});
 resolved(Id, Seq, Spec, _Crash, State) ->
     resolved(Id, Seq, Spec, {addresses, []}, State).
+
+found(Spec, {addresses, [_ | _] = Addresses}, #state{found = Found} = State) ->
+    Kept = if map_size(Found) < ?MAX_FOUND -> Found; true -> #{} end,
+    State#state{found = Kept#{Spec => Addresses}};
+found(_, _, State) ->
+    State.
 
 %% The nodes that were waited for in vain, of late.
 missed(#state{missed = Missed}) ->

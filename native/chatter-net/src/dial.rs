@@ -13,9 +13,8 @@ use crate::establish::{EstablishError, Origin, adopt, initiate, tune};
 use crate::node::Node;
 use crate::transport::{Connection, connect_local};
 
-/// How long a TCP connection may take to come up: long enough for a SYN to be repeated once, after a
-/// second. The system would go on at ever longer distances, and a dial that began while the way was cut
-/// would sleep through its return; a new dial does not.
+/// How long a connection may take to be there, the handshake apart: a try that began while the way was
+/// cut should not outlive the cut by much. The system repeats a lost SYN after a second, within this.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_200);
 
 /// Tries `addresses` in turn until one becomes a link; tells the control plane if none does.
@@ -60,8 +59,6 @@ async fn connect(node: &Node, address: SocketAddr) -> Result<Connection, Establi
     {
         return Ok(socket);
     }
-    let socket = timeout(CONNECT_TIMEOUT, TcpStream::connect(address))
-        .await
-        .map_err(|_| EstablishError::Timeout)??;
-    Ok(Connection::Tcp(socket))
+    let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
+    Ok(Connection::Tcp(connected.map_err(|_| EstablishError::Unreachable)??))
 }

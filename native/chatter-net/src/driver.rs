@@ -6,13 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use chatter_core::control::{Control, ControlEvent, LinkUp};
+use chatter_core::control::{CloseReason, Control, ControlEvent, LinkUp};
 use chatter_core::dialer::NeighbourId;
 use chatter_core::ids::LinkId;
 use chatter_core::wire::PacketType;
 use tokio::sync::mpsc;
 use tokio::time::sleep_until;
 
+use crate::establish::EstablishError;
+use crate::link::Link;
 use crate::node::Node;
 
 /// Inputs taken before what they cause is carried out.
@@ -108,12 +110,26 @@ fn carry_out(node: &Arc<Node>, control: &mut Control, blocked: &mut BTreeSet<Lin
         }
     }
     while let Some(event) = control.poll_event() {
-        if let ControlEvent::CloseLink { link, .. } = &event
+        if let ControlEvent::CloseLink { link, reason } = &event
             && let Some(link) = node.link(*link)
         {
+            report(node, &link, *reason);
             link.close();
         }
         node.apply(&event);
         node.host.event(&event);
+    }
+}
+
+/// Says why a link is closed, where the operator should know.
+fn report(node: &Node, link: &Link, reason: CloseReason) {
+    match reason {
+        CloseReason::TooManyLinks => {
+            node.complain(link.remote, &EstablishError::TooManyLinks, false);
+        }
+        CloseReason::HoldExpired => {
+            tracing::warn!(peer = %link.peer.name, "link closed: nothing heard for hold_ms");
+        }
+        _ => tracing::debug!(peer = %link.peer.name, ?reason, "link closed"),
     }
 }

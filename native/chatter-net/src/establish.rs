@@ -35,6 +35,9 @@ pub enum EstablishError {
     /// The socket failed.
     #[error("{0}")]
     Io(#[from] std::io::Error),
+    /// Nothing answers at the address.
+    #[error("no connection within 1.2 s")]
+    Unreachable,
     /// It took longer than `handshake_timeout_ms`.
     #[error("no answer within handshake_timeout_ms")]
     Timeout,

@@ -155,7 +155,10 @@ impl From<Spec> for NeighbourSpec {
 #[rustler::nif]
 fn connect<'a>(env: Env<'a>, spec: Spec, metric: u32, persistent: bool) -> Term<'a> {
     command(env, move |control, now| {
-        control.connect(now, spec.into(), (metric > 0).then_some(metric), persistent);
+        let (spec, metric) = (NeighbourSpec::from(spec), (metric > 0).then_some(metric));
+        if control.connect(now, spec.clone(), metric, persistent).is_none() {
+            tracing::error!(neighbour = ?spec, "not dialled: 1,024 neighbours are wanted already");
+        }
     })
 }
 

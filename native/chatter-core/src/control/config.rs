@@ -45,15 +45,15 @@ pub struct ControlConfig {
     /// LSPs held. Default 4,096. At the limit LSPs of further nodes are refused and counted
     /// ([`Control::lsdb_refused`](super::Control::lsdb_refused)).
     pub max_nodes: usize,
-    /// Links at a time, at most [`MAX_NEIGHBOURS`](crate::wire::lsp::MAX_NEIGHBOURS). Default 1,024. At
-    /// the limit a further link is closed ([`CloseReason::TooManyLinks`](super::CloseReason)).
+    /// Links at a time, at most [`MAX_NEIGHBOURS`](crate::wire::lsp::MAX_NEIGHBOURS) (more is taken for
+    /// that: no LSP states more). Default 1,024. At the limit a further link is closed ([`CloseReason::TooManyLinks`](super::CloseReason)).
     pub max_links: usize,
     /// Neighbours that can be asked for. Default 1,024. At the limit
     /// [`Control::connect`](super::Control::connect) refuses.
     pub max_neighbours: usize,
     /// Milliseconds until a failed dial is repeated, ± 25 %; doubles with each failure. Default 50.
     pub dial_backoff_ms: u32,
-    /// The longest such wait. Default 1,000.
+    /// The longest such wait, ± 25 %. Default 1,000: nodes that were cut off find each other soon.
     pub max_dial_backoff_ms: u32,
     /// Milliseconds that a link must be up for the wait to start over. Default 5,000.
     pub dial_stable_ms: u32,

@@ -34,7 +34,7 @@ use crate::routes::{ForwardingTable, Topology};
 use crate::wire::PacketType;
 use crate::wire::hello::{ByeReason, Hello};
 use crate::wire::identity::Identity;
-use crate::wire::lsp::{Lsp, Neighbour};
+use crate::wire::lsp::{Lsp, MAX_NEIGHBOURS, Neighbour};
 use crate::wire::reader::WireError;
 use crate::wire::summary::Summary;
 
@@ -103,7 +103,8 @@ pub struct Control {
 impl Control {
     /// A node without links. `seed` feeds the random spreading of times only; the hold time told to
     /// others is the one of `config`.
-    pub fn new(config: ControlConfig, mut me: Identity, seed: u64, now: Instant) -> Self {
+    pub fn new(mut config: ControlConfig, mut me: Identity, seed: u64, now: Instant) -> Self {
+        config.max_links = config.max_links.min(MAX_NEIGHBOURS);
         me.hold_ms = config.hold_ms;
         let mut control = Self {
             lsdb: Lsdb::new(me.id, me.incarnation, config.lsdb_limits()),
