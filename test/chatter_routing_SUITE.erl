@@ -15,7 +15,7 @@
 suite() -> [{timetrap, {seconds, 60}}].
 
 all() ->
-    [drained_relay, only_way, nodes_are_told, subscriptions, told_of_the_end].
+    [drained_relay, only_way, nodes_are_told, subscriptions, told_of_the_end, namesake].
 
 init_per_suite(Config) ->
     case filelib:is_regular(chatter_cluster:native_lib()) of
@@ -149,6 +149,60 @@ ends(NodeB) ->
     ok = net_kernel:stop(),
     receive {chatter, node_down, NodeB} -> ok after ?TIMEOUT_MS -> error(not_down) end,
     {error, not_started} = chatter:monitor_nodes(true).
+
+%%% Namesakes
+
+%% Given a node of a name that another one has, on a host that the registry of the first does not
+%% see, expect it to get no links, one line from it and one from who refused it, and the first one
+%% to go on undisturbed; when that is gone, expect the other to be taken in.
+namesake(_Config) ->
+    Port = chatter_cluster:free_port(),
+    #{node := NodeA} = A = start(a, #{}),
+    #{node := NodeB} = B = start(b, #{links => static, neighbours => [A],
+                                      chatter => [{my_port, Port}]}),
+    chatter_work:connect(B, A),
+    ok = chatter_work:watch(B),
+    ok = log_lines(B),
+    Elsewhere = chatter_cluster:free_port(),
+    [Erl | Rest] = [os:find_executable("erl"), "-noinput"
+                    | chatter_cluster:node_args(a, #{links => static,
+                                                     neighbours => [{"127.0.0.1", Port}]})],
+    Env = chatter_cluster:node_env(#{env => [{"ERL_EPMD_PORT", integer_to_list(Elsewhere)}]}),
+    Clone = chatter_cluster:open(Erl, Rest, #{env => Env}),
+    Line = io_lib:format("two nodes have the name ~s", [NodeA]),
+    _ = chatter_cluster:await_output(Clone, Line, 20000),
+    wait_until(fun() -> 1 =:= log_lines(B, Line) end, ?TIMEOUT_MS),
+    ?assertEqual([], chatter_work:events(B)),
+    ?assertEqual(NodeA, on(B, fun() -> erpc:call(NodeA, erlang, node, []) end)),
+    ?assertEqual(chatter_cluster:os_pid(A), on(B, fun() -> erpc:call(NodeA, os, getpid, []) end)),
+    ok = chatter_cluster:kill9(A),
+    wait_until(fun() -> [NodeA] =:= on(B, fun chatter:neighbours/0) end, ?TIMEOUT_MS),
+    ?assertEqual(1, log_lines(B, Line)),
+    ?assertEqual(NodeB, maps:get(node, B)).
+
+%% Has the node keep what it logs.
+log_lines(Peer) ->
+    on(Peer, fun() ->
+                     Keeper = spawn(fun() -> keeping([]) end),
+                     register(log_keeper, Keeper),
+                     logger:add_handler(?MODULE, ?MODULE, #{})
+             end).
+
+log(#{msg := {Format, Args}}, _) when is_list(Format) ->
+    log_keeper ! {line, io_lib:format(Format, Args)};
+log(_, _) -> ok.
+
+keeping(Lines) ->
+    receive
+        {line, Line} -> keeping([Line | Lines]);
+        {From, lines} -> From ! {log_keeper, Lines}, keeping(Lines)
+    end.
+
+%% How many lines have it in them.
+log_lines(Peer, Part) ->
+    Lines = on(Peer, fun() -> log_keeper ! {self(), lines},
+                              receive {log_keeper, Lines} -> Lines end end),
+    length([Line || Line <- Lines, nomatch =/= string:find(Line, Part)]).
 
 %%% Helpers
 

@@ -181,6 +181,11 @@ impl Lsdb {
         Install::Newer(self.store(now, lsp))
     }
 
+    /// This node lives another life from now on; its LSP is to be made anew.
+    pub fn set_incarnation(&mut self, incarnation: Incarnation) {
+        self.incarnation = incarnation;
+    }
+
     /// Stores the own LSP, whatever it was before.
     pub fn originate(&mut self, now: Instant, lsp: Lsp) -> Change {
         self.store(now, lsp)

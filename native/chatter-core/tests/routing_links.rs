@@ -7,6 +7,7 @@ use chatter_core::control::{
 };
 use chatter_core::ids::{Incarnation, LinkId};
 use chatter_core::wire::PacketType;
+use chatter_core::wire::hello::ByeReason;
 use chatter_core::wire::identity::Identity;
 use routing_sim::{Sim, address, identity, ms, start, us};
 
@@ -209,22 +210,28 @@ fn both_ends_keep_the_same_of_two_links() {
     }
 }
 
-/// Given a peer in a new life while its old link is still up, expect the old link to be closed; given
-/// one in an older life, expect that one to be refused.
+/// Given a peer in another life, newer or older, while a link to it lives, expect it to be refused with
+/// the reason, and the link that is there to be probed; when that is lost, expect the newer life to be
+/// taken in.
 #[test]
-fn the_newer_life_keeps_its_link() {
+fn one_life_at_a_time() {
     let now = start();
     let mut control = Control::new(ControlConfig::default(), identity("me@x", 1), 1, now);
     control.handle_link_up(now, up(1, identity("peer@x", 5)));
-    control.handle_link_up(now, up(2, identity("peer@x", 6)));
-    control.handle_link_up(now, up(3, identity("peer@x", 5)));
-    let links: Vec<_> = control.links().iter().map(|info| info.link).collect();
-    assert_eq!(links, vec![LinkId(2)]);
-    let reason = CloseReason::OlderIncarnation;
-    let events = events(&mut control);
-    assert!(events.contains(&ControlEvent::CloseLink { link: LinkId(1), reason }));
-    assert!(events.contains(&ControlEvent::CloseLink { link: LinkId(3), reason }));
-    assert!(!events.iter().any(|e| matches!(e, ControlEvent::LinkUp { link: LinkId(3), .. })));
+    while control.poll_transmit().is_some() {}
+    for (link, life) in [(2, 6), (3, 4)] {
+        events(&mut control);
+        control.handle_link_up(now, up(link, identity("peer@x", life)));
+        let closed = ControlEvent::CloseLink { link: LinkId(link), reason: CloseReason::Clash };
+        assert_eq!(events(&mut control), vec![closed]);
+        let sent: Vec<_> = std::iter::from_fn(|| control.poll_transmit()).collect();
+        let bye = [0, 0, 1, PacketType::Bye as u8, ByeReason::Clash as u8].to_vec();
+        assert_eq!(sent[0], (LinkId(link), bye));
+        assert_eq!((sent[1].0, sent[1].1[3]), (LinkId(1), PacketType::Hello as u8));
+    }
+    control.handle_link_down(now, LinkId(1));
+    control.handle_link_up(now, up(4, identity("peer@x", 6)));
+    assert_eq!(control.links()[0].peer.incarnation, Incarnation(6));
 }
 
 /// Given a link to itself, expect a node to close it; given one to a namesake, to report that as well.

@@ -103,7 +103,7 @@ pub(crate) enum Wanted<'a> {
 impl Channel {
     pub(crate) fn new(node: &Arc<Node>, names: Names, wanted: &Wanted<'_>) -> Arc<Self> {
         let (host, sink) = node.host.channel();
-        let settings = node.settings.clone();
+        let settings = node.settings.load_full();
         let now = Instant::now();
         let mut incoming = Incoming::new(&settings, names);
         let (outgoing, peer_name) = match wanted {

@@ -129,6 +129,12 @@ impl Node {
                 drop(channels);
                 self.service.wake();
             }
+            ControlEvent::Reborn { incarnation } => {
+                self.begin_life(*incarnation);
+                for channel in self.channels.all() {
+                    channel.peer_gone(self, ResetReason::Restarted);
+                }
+            }
             ControlEvent::RouteChanged { ids } => {
                 let now = Instant::now();
                 for id in ids {

@@ -20,6 +20,9 @@ use crate::node::Node;
 /// Inputs taken before what they cause is carried out.
 const BATCH: usize = 64;
 
+/// A timer that fires so late shows that the whole process stood still: its user could not show life.
+const HELD_UP: Duration = Duration::from_millis(500);
+
 /// Something to run on the control plane's own task.
 pub(crate) type Command = Box<dyn FnOnce(&mut Control, Instant) + Send>;
 
@@ -54,6 +57,9 @@ pub(crate) async fn run(node: Arc<Node>, mut control: Control, mut inbox: mpsc::
             handle(&node, &mut control, now, input);
         }
         if deadline.is_some_and(|at| now >= at) {
+            if deadline.is_some_and(|at| now - at > HELD_UP) {
+                node.forgive_silence();
+            }
             tell_alive(&node, &mut control, now);
             control.set_silent(now, node.is_silent());
             control.handle_timeout(now);

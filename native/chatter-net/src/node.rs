@@ -83,7 +83,7 @@ pub(crate) struct Published {
 
 /// One started carrier. See the [module](self).
 pub struct Node {
-    /// Who this node is, as others are told.
+    /// Who this node is, as others are told; its life may be a later one by now, see [`Node::life`].
     pub me: Identity,
     /// What it was started with.
     pub config: NetConfig,
@@ -94,7 +94,7 @@ pub struct Node {
     /// Open channels.
     pub channels: Channels,
     /// What all channels have in common.
-    pub(crate) settings: Arc<Settings>,
+    pub(crate) settings: ArcSwap<Settings>,
     pub(crate) host: Arc<dyn Host>,
     pub(crate) control: mpsc::Sender<Input>,
     pub(crate) service: Service,
@@ -136,7 +136,7 @@ impl Node {
         let now = Instant::now();
         let control = Control::new(config.control, me.clone(), seed, now);
         let channels = Channels::new(config.max_channels);
-        let settings = Arc::new(Settings {
+        let settings = ArcSwap::from_pointee(Settings {
             me: me.id,
             incarnation: me.incarnation,
             name: me.name.clone(),
@@ -235,6 +235,11 @@ impl Node {
         self.published.load().table.clone()
     }
 
+    /// The present life of this node.
+    pub fn life(&self) -> Incarnation {
+        self.settings.load().incarnation
+    }
+
     /// Live links.
     pub fn links(&self) -> Vec<Arc<Link>> {
         self.links.lock().values().cloned().collect()
@@ -310,6 +315,13 @@ impl Node {
             || self.with_control(move |control, now| control.set_name(now, &name))
     }
 
+    /// This process stood still: the silence of its user so far says nothing.
+    pub(crate) fn forgive_silence(&self) {
+        if self.pulse_ms.load(Ordering::Relaxed) > 0 {
+            self.pulse();
+        }
+    }
+
     /// Whether there was a pulse, but long ago.
     pub(crate) fn is_silent(&self) -> bool {
         let last = self.pulse_ms.load(Ordering::Relaxed);
@@ -328,7 +340,7 @@ impl Node {
 
     /// This node's identity as it goes into a handshake.
     pub(crate) fn identity(&self, dial_seq: u64) -> Vec<u8> {
-        Identity { dial_seq, ..self.me.clone() }.encode()
+        Identity { dial_seq, incarnation: self.life(), ..self.me.clone() }.encode()
     }
 
     /// The link towards `destination`; an alternate if that is lost and the tables do not know it yet. A
@@ -414,6 +426,15 @@ impl Node {
 
     pub(crate) fn count_evicted(&self) {
         self.stats.evicted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// This node lives another life from now on: handshakes and channels are of that one.
+    pub(crate) fn begin_life(&self, incarnation: Incarnation) {
+        let settings = Settings { incarnation, ..Settings::clone(&self.settings.load()) };
+        self.settings.store(Arc::new(settings));
+        tracing::warn!(
+            "this host's clock was set back since the node last ran: it goes on as a later life"
+        );
     }
 
     /// Sends a packet of the control plane. Whether the link has enough to write for now; then

@@ -145,7 +145,7 @@ fn info<'a>(env: Env<'a>, reference: Reference<'a>) -> bool {
             vec![
                 (atoms::name(), bin(env, &node.me.name)),
                 (atoms::id(), bin(env, &node.me.id.to_string())),
-                (atoms::incarnation(), node.me.incarnation.0.encode(env)),
+                (atoms::incarnation(), node.life().0.encode(env)),
                 (atoms::port(), port),
                 (atoms::nodes(), node.table().len().encode(env)),
                 (atoms::lsdb_size(), control.lsdb_len().encode(env)),

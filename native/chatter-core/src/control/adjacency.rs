@@ -9,7 +9,7 @@ use super::event::{LinkInfo, LinkState, LinkUp};
 use super::rtt::Rtt;
 use crate::ids::{LinkId, NodeId};
 use crate::lsdb::Lsdb;
-use crate::wire::hello::{HELLO_LEN, HELLO_SYNCED, Hello};
+use crate::wire::hello::{HELLO_LEN, HELLO_NAMESAKE, HELLO_SYNCED, Hello};
 use crate::wire::identity::Identity;
 use crate::wire::{PACKET_HEADER_LEN, PacketType, packet_header};
 
@@ -45,6 +45,8 @@ pub(super) struct Adjacency {
     summary_again: Instant,
     /// The peer's summary has come, and what is to be sent because of it is marked.
     compared: bool,
+    /// The peer has a namesake and should know.
+    namesake: bool,
     /// The peer was told that all this is sent.
     told_synced: bool,
     own_dirty: bool,
@@ -75,6 +77,7 @@ impl Adjacency {
             summary_from: Some(NodeId(0)),
             summary_again: now + ms(config.resync_ms),
             compared: false,
+            namesake: false,
             told_synced: false,
             own_dirty: false,
             dirty: BTreeSet::new(),
@@ -151,6 +154,17 @@ impl Adjacency {
     /// A whole summary of the peer has been compared.
     pub(super) fn compared(&mut self) {
         self.compared = true;
+    }
+
+    /// A HELLO is due, whatever the interval.
+    pub(super) fn probe(&mut self) {
+        self.hello_due = true;
+    }
+
+    /// The peer is to be told that another node has its name.
+    pub(super) fn tell_namesake(&mut self) {
+        self.namesake = true;
+        self.hello_due = true;
     }
 
     /// Whether others are told of the link.
@@ -254,7 +268,8 @@ impl Adjacency {
             (seq, micros.min(u128::from(u32::MAX)) as u32)
         });
         let hello = Hello {
-            flags: if self.told_synced { HELLO_SYNCED } else { 0 },
+            flags: if self.told_synced { HELLO_SYNCED } else { 0 }
+                | if self.namesake { HELLO_NAMESAKE } else { 0 },
             interval_ms: config.hello_ms,
             hold_ms: config.hold_ms,
             seq: self.sent_seq,

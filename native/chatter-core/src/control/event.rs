@@ -43,10 +43,12 @@ pub enum CloseReason {
     Duplicate,
     /// This node has dialled itself.
     OwnId,
-    /// Another node uses this node's id.
+    /// Another node uses this node's id, or the peer is another life of a node that lives.
     Clash,
-    /// The peer is a former life of a node that has a link in its present life.
+    /// The peer is in a newer life, this is a link to the former one.
     OlderIncarnation,
+    /// This node has begun another life, see [`ControlEvent::Reborn`].
+    Reborn,
     /// [`Control::disconnect`](super::Control::disconnect).
     Disconnect,
     /// The peer sent a control packet that cannot be read.
@@ -131,12 +133,18 @@ pub enum ControlEvent {
         /// To be sent as [`Identity::dial_seq`].
         dial_seq: u64,
     },
-    /// Another node uses this node's id, which is derived from this name, or a former life of this node
-    /// had the later clock. Nobody will route to this life. Once per foreign incarnation.
+    /// Two nodes have this name: this node and another, or two others of which one wants a link here.
+    /// The one that came later is refused by all who know of the other. Once per life.
     NameClash {
         /// The name in question.
         name: Arc<str>,
-        /// The foreign incarnation. A life with a larger one wins.
+        /// The life that came later, as far as is known; else 0.
+        incarnation: Incarnation,
+    },
+    /// This node lives another life from now on: LSPs of a former one with a later clock are about. All
+    /// links are closed; handshakes and channels from now on are of this life, the former ones over.
+    Reborn {
+        /// The new life.
         incarnation: Incarnation,
     },
     /// The ways to these nodes changed such that packets under way may be lost: other next hops, or a

@@ -4,11 +4,10 @@ use std::time::Instant;
 
 use super::Control;
 use super::config::ControlConfig;
-use super::event::ControlEvent;
 use super::throttle::Throttle;
 use crate::ids::{Incarnation, LinkId, NodeId};
 use crate::lsdb::Install;
-use crate::wire::hello::Hello;
+use crate::wire::hello::{HELLO_NAMESAKE, Hello};
 use crate::wire::lsp::{Lsp, MAX_NEIGHBOURS, Neighbour};
 use crate::wire::summary::Summary;
 
@@ -116,9 +115,16 @@ impl Control {
         if answer || resync {
             self.pending.insert(link);
         }
+        let synced = adjacency.synced && !was.0;
         if was != (adjacency.synced, adjacency.metric()) {
             self.first_hops_changed = true;
             self.origination.want_good();
+        }
+        if synced {
+            self.taken_in();
+        }
+        if hello.flags & HELLO_NAMESAKE != 0 {
+            self.name_clash(Incarnation(0));
         }
     }
 
@@ -139,10 +145,14 @@ impl Control {
         match self.lsdb.install(self.now, lsp) {
             Install::Newer(change) => {
                 self.flood(origin, Some(link));
+                if let Some(lsp) = self.lsdb.get(origin).cloned() {
+                    self.hear_witness(&lsp);
+                }
                 if change.purged || change.replaced.is_some() {
                     self.node_over(origin);
                 }
                 self.spf_pending |= change.graph;
+                self.end_former_link(origin);
                 self.check_neighbour(origin);
             }
             Install::Same => self.known_there(link, origin),
@@ -151,7 +161,7 @@ impl Control {
                 self.origination.seq = self.origination.seq.max(seq);
                 self.origination.want_bad();
             }
-            Install::Clash(incarnation) => self.name_clash(incarnation),
+            Install::Clash(incarnation) => self.later_life(incarnation),
             Install::Full => {}
         }
     }
@@ -160,15 +170,6 @@ impl Control {
     pub(super) fn expire_lsps(&mut self) {
         if !self.lsdb.expire(self.now).is_empty() {
             self.spf_pending = true;
-        }
-    }
-
-    /// Another life of this node's id is about.
-    pub(super) fn name_clash(&mut self, incarnation: Incarnation) {
-        if self.clash != Some(incarnation) {
-            self.clash = Some(incarnation);
-            let name = self.name.clone();
-            self.events.push_back(ControlEvent::NameClash { name, incarnation });
         }
     }
 

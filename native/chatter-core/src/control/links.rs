@@ -21,6 +21,9 @@ impl Control {
         if up.peer.id == self.me.id {
             return self.own_id(&up);
         }
+        if self.refuse_other_life(&up) {
+            return;
+        }
         let peer = up.peer.id;
         let former = self.by_peer.get(&peer).copied();
         if former.is_none() && self.links.len() >= self.config.max_links {
@@ -32,13 +35,8 @@ impl Control {
         let metric = self.dialer.link_up(self.now, peer, &up.peer.name, up.neighbour);
         let Some(former) = former else { return self.adopt(up, metric) };
         let Some(kept) = self.links.get(&former) else { return };
-        if up.peer.incarnation != kept.peer.incarnation {
-            if up.peer.incarnation < kept.peer.incarnation {
-                return self.refuse(link, CloseReason::OlderIncarnation);
-            }
-            self.replace(former, CloseReason::OlderIncarnation, up, metric);
-        } else if self.is_preferred(&up, kept) {
-            self.replace(former, CloseReason::Duplicate, up, metric);
+        if self.is_preferred(&up, kept) {
+            self.replace(former, up, metric);
         } else {
             self.refuse(link, CloseReason::Duplicate);
         }
@@ -152,20 +150,15 @@ impl Control {
         self.pending.insert(link);
     }
 
-    fn replace(&mut self, former: LinkId, reason: CloseReason, up: LinkUp, metric: Option<u32>) {
-        let (link, peer, incarnation) = (up.link, up.peer.id, up.peer.incarnation);
+    /// Takes a second link to the same life in place of the first.
+    fn replace(&mut self, former: LinkId, up: LinkUp, metric: Option<u32>) {
+        let (link, peer) = (up.link, up.peer.id);
         self.adopt(up, metric);
-        let former_adjacency = self.links.remove(&former).filter(Adjacency::is_told);
-        self.told_down(former, peer, Some(reason));
+        let was_told = self.links.remove(&former).is_some_and(|former| former.is_told());
+        self.told_down(former, peer, Some(CloseReason::Duplicate));
         self.first_hops_changed = true;
-        match former_adjacency {
-            Some(former) if former.peer.incarnation == incarnation => {
-                if let Some(adjacency) = self.links.get_mut(&link) {
-                    adjacency.successor = true;
-                }
-            }
-            Some(_) => self.origination.want_bad(),
-            None => {}
+        if let Some(adjacency) = self.links.get_mut(&link) {
+            adjacency.successor = was_told;
         }
     }
 
@@ -178,7 +171,7 @@ impl Control {
         self.gone_after_held_up(link);
     }
 
-    fn refuse(&mut self, link: LinkId, reason: CloseReason) {
+    pub(super) fn refuse(&mut self, link: LinkId, reason: CloseReason) {
         self.events.push_back(ControlEvent::CloseLink { link, reason });
     }
 
@@ -193,7 +186,7 @@ impl Control {
         self.name_clash(up.peer.incarnation);
     }
 
-    fn say_bye(&mut self, link: LinkId, reason: ByeReason) {
+    pub(super) fn say_bye(&mut self, link: LinkId, reason: ByeReason) {
         let mut packet = packet_header(PacketType::Bye, BYE_LEN).to_vec();
         packet.extend_from_slice(&reason.to_bytes());
         self.farewell.push_back((link, packet));

@@ -6,6 +6,7 @@ mod event;
 mod flooding;
 mod held_up;
 mod links;
+mod namesakes;
 mod nodes;
 mod routing;
 mod rtt;
@@ -21,6 +22,7 @@ use rand::rngs::Xoshiro256PlusPlus;
 use adjacency::Adjacency;
 pub use config::ControlConfig;
 pub use event::{CloseReason, ControlEvent, DisconnectTarget, LinkInfo, LinkState, LinkUp};
+use namesakes::Namesakes;
 use nodes::Nodes;
 use throttle::{Throttle, jitter};
 
@@ -28,7 +30,7 @@ use self::config::ms;
 use self::flooding::Origination;
 use self::held_up::HeldUp;
 use crate::dialer::{Dialer, NeighbourId, NeighbourInfo, NeighbourSpec};
-use crate::ids::{Incarnation, LinkId, NodeId};
+use crate::ids::{LinkId, NodeId};
 use crate::lsdb::Lsdb;
 use crate::routes::{ForwardingTable, Topology};
 use crate::wire::PacketType;
@@ -82,7 +84,7 @@ pub struct Control {
     dial_seq: u64,
     overload: bool,
     silent: bool,
-    clash: Option<Incarnation>,
+    namesakes: Namesakes,
 
     origination: Origination,
     spf: Throttle,
@@ -124,7 +126,7 @@ impl Control {
             dial_seq: 0,
             overload: false,
             silent: false,
-            clash: None,
+            namesakes: Namesakes::default(),
             spf_pending: false,
             first_hops: Vec::new(),
             first_hops_changed: false,
@@ -176,9 +178,12 @@ impl Control {
             PacketType::Summary => {
                 Summary::decode(body).map(|summary| self.summary(link, &summary))
             }
-            PacketType::Bye => {
-                ByeReason::decode(body).map(|_| self.drop_link(link, Some(CloseReason::PeerBye)))
-            }
+            PacketType::Bye => ByeReason::decode(body).map(|reason| {
+                self.drop_link(link, Some(CloseReason::PeerBye));
+                if reason == ByeReason::Clash {
+                    self.refused_elsewhere();
+                }
+            }),
             PacketType::Data
             | PacketType::Ack
             | PacketType::Open
@@ -237,6 +242,7 @@ impl Control {
         self.check_links();
         self.expire_nodes();
         self.expire_lsps();
+        self.check_namesakes();
         self.settle();
     }
 
@@ -368,6 +374,7 @@ impl Control {
             self.origination.next_timeout(self.now),
             self.lsdb.next_expiry(),
             self.nodes.next_timeout(),
+            self.namesakes.next_timeout(),
             self.dialer.next_timeout(),
         ];
         let links = self.links.values().map(Adjacency::next_timeout);

@@ -152,6 +152,16 @@ impl Control {
         self.namesakes.check_at = Some(self.now + self.hold());
     }
 
+    /// The LSP of `origin` is news: a link to an earlier life of it is none any more.
+    pub(super) fn end_former_link(&mut self, origin: NodeId) {
+        let Some(&link) = self.by_peer.get(&origin) else { return };
+        let life = self.links.get(&link).map(|adjacency| adjacency.peer.incarnation);
+        let stated = self.lsdb.get(origin).map(|lsp| lsp.incarnation);
+        if life < stated {
+            self.drop_link(link, Some(CloseReason::OlderIncarnation));
+        }
+    }
+
     /// Another node has this node's name.
     pub(super) fn name_clash(&mut self, incarnation: Incarnation) {
         if self.namesakes.told != Some(incarnation) {

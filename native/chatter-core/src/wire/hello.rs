@@ -17,7 +17,8 @@
 //! Each end sends a HELLO every `interval ms` and, at once, in answer to the first HELLO that it hears
 //! on a link. `echo seq` is the last seq heard, `echo delay` how long ago that was: the difference
 //! between sending a seq and hearing its echo, less the delay, is the round trip. Flag bit 0, SYNCED,
-//! says that the receiver has by now all that the sender had newer when the link came up.
+//! says that the receiver has by now all that the sender had newer when the link came up; bit 1,
+//! NAMESAKE, that another node with the receiver's name has tried to get a link.
 
 use super::reader::{Reader, WireError};
 
@@ -31,10 +32,13 @@ pub const BYE_LEN: usize = 1;
 /// whatever it has newer.
 pub const HELLO_SYNCED: u16 = 0x0001;
 
+/// Flag: another node with the receiver's name has tried for long to get a link here.
+pub const HELLO_NAMESAKE: u16 = 0x0002;
+
 /// One probe of a link.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Hello {
-    /// [`HELLO_SYNCED`]; the other bits are reserved, sent as 0 and ignored.
+    /// [`HELLO_SYNCED`], [`HELLO_NAMESAKE`]; the other bits are reserved, sent as 0 and ignored.
     pub flags: u16,
     /// Milliseconds between the sender's HELLOs.
     pub interval_ms: u16,

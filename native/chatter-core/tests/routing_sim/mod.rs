@@ -184,6 +184,21 @@ impl Sim {
         self.drain(at);
     }
 
+    /// A new life under any name and incarnation, with no links; the old one must be dead, or never
+    /// have had any.
+    pub fn replace(&mut self, at: usize, name: &str, incarnation: u64) {
+        self.hosts[at] = self.host(name.to_owned(), incarnation);
+        self.drain(at);
+    }
+
+    /// A node's wish for a link to another, dialled whenever it is not there.
+    pub fn wish(&mut self, at: usize, to: usize) {
+        let spec = NeighbourSpec::Name(self.hosts[to].name.clone());
+        let now = self.now;
+        self.hosts[at].control.connect(now, spec, None, true).expect("room for a wish");
+        self.drain(at);
+    }
+
     /// A node's process dies: all its connections break.
     pub fn kill(&mut self, at: usize) {
         self.hosts[at].alive = false;
@@ -461,7 +476,8 @@ impl Host {
             }
             ControlEvent::CloseLink { .. }
             | ControlEvent::Dial { .. }
-            | ControlEvent::NameClash { .. } => {}
+            | ControlEvent::NameClash { .. }
+            | ControlEvent::Reborn { .. } => {}
         }
     }
 }
