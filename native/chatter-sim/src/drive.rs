@@ -96,7 +96,11 @@ impl World {
             ControlEvent::NameClash { incarnation, .. } => {
                 self.trace.line(self.now, format_args!("n{at} name clash with {incarnation}"));
             }
-            ControlEvent::LinkUp { .. }
+            ControlEvent::Reborn { incarnation } => {
+                self.trace.line(self.now, format_args!("n{at} is reborn as {incarnation}"));
+            }
+            ControlEvent::NodeNamed { .. }
+            | ControlEvent::LinkUp { .. }
             | ControlEvent::LinkDown { .. }
             | ControlEvent::CloseLink { .. } => {}
         }

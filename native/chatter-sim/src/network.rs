@@ -228,6 +228,9 @@ impl Network {
             again *= 2;
         }
         if matches!(record, Record::Data(_)) && std::mem::take(&mut edge.now.corrupt[side]) {
+            // A short record (a goodbye) may be shorter than what stands for a damaged one.
+            let other = &mut self.wires[wire].ends[1 - end];
+            other.untaken = other.untaken + Record::Damaged.len() - record.len();
             record = Record::Damaged;
         }
         let other = &mut self.wires[wire].ends[1 - end];

@@ -24,6 +24,10 @@ pub struct ControlConfig {
     /// Milliseconds from the first own LSP to the second, between the next eight, and between later ones
     /// while links keep changing. Default 10, 100, 1,000.
     pub originate_ms: [u32; 3],
+    /// Milliseconds that news of a link which came up or changed waits for more of its kind. Default 50:
+    /// when much starts at once, each LSP is flooded once or twice instead of once for each link. Nobody
+    /// waits for it but new nodes; news of lost links does not wait, nor do the ends of a new link.
+    pub gather_ms: u32,
     /// Milliseconds without a new own LSP after which the next one goes out at once again. Default
     /// 2,000.
     pub originate_quiet_ms: u32,
@@ -70,6 +74,7 @@ impl Default for ControlConfig {
             late_ms: 50,
             unreachable_ms: 500,
             originate_ms: [10, 100, 1_000],
+            gather_ms: 50,
             originate_quiet_ms: 2_000,
             spf_ms: [5, 50, 100],
             spf_quiet_ms: 500,

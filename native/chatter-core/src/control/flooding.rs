@@ -1,9 +1,9 @@
 //! The own LSP, and passing on those of others.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Control;
-use super::config::ControlConfig;
+use super::config::{ControlConfig, ms};
 use super::throttle::Throttle;
 use crate::ids::{Incarnation, LinkId, NodeId};
 use crate::lsdb::Install;
@@ -18,7 +18,10 @@ use crate::wire::summary::Summary;
 #[derive(Clone, Debug)]
 pub(super) struct Origination {
     seq: u64,
-    good_pending: bool,
+    /// How long good news waits for more of it.
+    gather: Duration,
+    /// Since when there is good news.
+    good_since: Option<Instant>,
     bad_pending: bool,
     good: Throttle,
     bad: Throttle,
@@ -31,7 +34,8 @@ impl Origination {
         let throttle = Throttle::new(config.originate_ms, config.originate_quiet_ms);
         Self {
             seq: 0,
-            good_pending: false,
+            gather: ms(config.gather_ms),
+            good_since: None,
             bad_pending: false,
             good: throttle.clone(),
             bad: throttle,
@@ -40,8 +44,8 @@ impl Origination {
     }
 
     /// A link is new, or something about it changed.
-    pub(super) fn want_good(&mut self) {
-        self.good_pending = true;
+    pub(super) fn want_good(&mut self, now: Instant) {
+        self.good_since.get_or_insert(now);
     }
 
     /// A link is lost, or the only way to a node is there.
@@ -51,7 +55,7 @@ impl Origination {
 
     /// When the next LSP is due.
     pub(super) fn next_timeout(&self, now: Instant) -> Option<Instant> {
-        let good = self.good_pending.then(|| self.good.next(now));
+        let good = self.good_since.map(|since| self.good.next(now).max(since + self.gather));
         let bad = self.bad_pending.then(|| self.bad.next(now));
         [good, bad, Some(self.refresh_at)].into_iter().flatten().min()
     }
@@ -61,11 +65,11 @@ impl Origination {
         if self.bad_pending {
             self.bad.fire(now);
         }
-        if self.good_pending || self.bad_pending {
+        if self.good_since.is_some() || self.bad_pending {
             self.good.fire(now);
         }
         self.bad_pending = false;
-        self.good_pending = false;
+        self.good_since = None;
     }
 }
 
@@ -118,7 +122,7 @@ impl Control {
         let synced = adjacency.synced && !was.0;
         if was != (adjacency.synced, adjacency.metric()) {
             self.first_hops_changed = true;
-            self.origination.want_good();
+            self.origination.want_good(self.now);
         }
         if synced {
             self.taken_in();

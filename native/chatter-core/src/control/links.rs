@@ -84,7 +84,7 @@ impl Control {
         if metric.is_some() && adjacency.configured_metric != metric {
             adjacency.configured_metric = metric;
             self.first_hops_changed = true;
-            self.origination.want_good();
+            self.origination.want_good(self.now);
         }
     }
 

@@ -308,7 +308,7 @@ impl Control {
         if &*self.name != name {
             self.name = Arc::from(name);
             name.clone_into(&mut self.me.name);
-            self.origination.want_good();
+            self.origination.want_good(self.now);
         }
         self.settle();
     }
@@ -319,7 +319,7 @@ impl Control {
         self.advance(now);
         if self.silent != silent {
             self.silent = silent;
-            self.origination.want_good();
+            self.origination.want_good(self.now);
             self.settle();
         }
     }

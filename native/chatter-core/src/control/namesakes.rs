@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use super::Control;
 use super::config::ms;
 use super::event::{CloseReason, ControlEvent, LinkUp};
-use crate::ids::{Incarnation, NodeId};
+use crate::ids::{Incarnation, LinkId, NodeId};
 use crate::wire::hello::ByeReason;
 use crate::wire::lsp::Lsp;
 
@@ -44,8 +44,8 @@ pub(super) struct Namesakes {
     refused_since: Option<Instant>,
     /// Lives of others that are refused here.
     refused: BTreeMap<NodeId, Refused>,
-    /// The last life that was reported.
-    told: Option<Incarnation>,
+    /// It was reported that this node's name is taken; once until a neighbour has taken it in.
+    told: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -99,6 +99,7 @@ impl Control {
     /// A neighbour has taken this life in.
     pub(super) fn taken_in(&mut self) {
         self.namesakes.refused_since = None;
+        self.namesakes.told = false;
     }
 
     /// An LSP of this node's id from a later life.
@@ -143,6 +144,8 @@ impl Control {
                 self.namesakes.check_at = None;
                 return;
             }
+            // Who has no links cannot know what the others state.
+            (Some(_), None) if self.first_hops.is_empty() => {}
             (Some(later), None) => return self.reborn(later),
             (_, Some(alive)) if self.now.saturating_duration_since(since) >= self.proof() => {
                 self.name_clash(alive);
@@ -150,6 +153,25 @@ impl Control {
             (_, Some(_)) => {}
         }
         self.namesakes.check_at = Some(self.now + self.hold());
+    }
+
+    /// Routes lead to a later life of a neighbour than the one that has the link: that one is over, or has a
+    /// namesake, and nobody would answer it.
+    pub(super) fn end_outlived_links(&mut self) {
+        let is_outlived = |id: &NodeId, link: &LinkId| {
+            let life = self.links.get(link).map(|adjacency| adjacency.peer.incarnation);
+            self.table.route(*id).is_some_and(|route| life < Some(route.incarnation))
+        };
+        let outlived: Vec<_> = self
+            .by_peer
+            .iter()
+            .filter(|(id, link)| is_outlived(id, link))
+            .map(|(_, link)| *link)
+            .collect();
+        for link in outlived {
+            self.say_bye(link, ByeReason::Clash);
+            self.drop_link(link, Some(CloseReason::Clash));
+        }
     }
 
     /// The LSP of `origin` is news: a link to an earlier life of it is none any more.
@@ -164,8 +186,7 @@ impl Control {
 
     /// Another node has this node's name.
     pub(super) fn name_clash(&mut self, incarnation: Incarnation) {
-        if self.namesakes.told != Some(incarnation) {
-            self.namesakes.told = Some(incarnation);
+        if !std::mem::replace(&mut self.namesakes.told, true) {
             let name = self.name.clone();
             self.events.push_back(ControlEvent::NameClash { name, incarnation });
         }

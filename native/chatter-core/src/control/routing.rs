@@ -81,6 +81,7 @@ impl Control {
             self.events.push_back(ControlEvent::RouteChanged { ids: changed });
         }
         self.publish(table);
+        self.end_outlived_links();
     }
 
     /// The nodes to which packets under way may have been lost.
