@@ -338,8 +338,8 @@ handle_event({node_lost, Name}, State) ->
         static -> State
     end;
 handle_event({name_clash, Name}, State) ->
-    logger:error("chatter: two nodes have the name ~ts: the one that came later gets no links. Give "
-                 "one of them another name", [Name]),
+    logger:error("chatter: two nodes have the name ~ts: the one that came later gets no links. "
+                 "Give one of them another name", [Name]),
     State;
 handle_event(_, State) ->
     State.
