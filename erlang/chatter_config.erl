@@ -36,6 +36,7 @@
     encryption := boolean(), unix_sockets := boolean(),
     neighbours := [neighbour()],
     links := auto | static,
+    routes := [{node(), node()}],
     multicast := boolean(),
     log_level := logger:level(),
     workers := pos_integer(), busy_poll_us := non_neg_integer(),
@@ -61,6 +62,8 @@
 
 %% The width of a metric on the wire: two bytes.
 -define(MAX_METRIC, 65535).
+%% Each neighbour among them costs a run of shortest paths whenever routes change.
+-define(MAX_ROUTES, 64).
 %% Addresses are told to every node of the network: keep the list short.
 -define(MAX_ADVERTISE, 16).
 %% A key is a line of text. More than this is the wrong file.
@@ -110,6 +113,7 @@ defaults() ->
         unix_sockets => true,
         neighbours => [],
         links => auto,
+        routes => [],
         multicast => true,
         log_level => info,
         workers => 2, busy_poll_us => 100,
@@ -144,6 +148,7 @@ check(encryption, V) -> one_of([true, false], V);
 check(unix_sockets, V) -> one_of([true, false], V);
 check(neighbours, V) -> neighbours(V);
 check(links, V) -> one_of([auto, static], V);
+check(routes, V) -> routes(V);
 check(multicast, V) -> one_of([true, false], V);
 check(hello_ms, V) -> within(10, 60000, V);
 check(hold_ms, V) -> within(10, 600000, V);
@@ -303,6 +308,28 @@ neighbour(Who) ->
         {ok, Name} -> {ok, #{spec => {name, Name}, metric => default}};
         error -> error
     end.
+
+routes(V) when length(V) =< ?MAX_ROUTES -> routes(V, []);
+routes(_) -> expected_routes("this is not such a list", []).
+
+routes([{To, Via} = Item | Items], Known) ->
+    case {node_name(To), node_name(Via)} of
+        {{ok, Same}, {ok, Same}} ->
+            expected_routes("~ts leads to itself", [quote(Item)]);
+        {{ok, Node}, {ok, NextHop}} ->
+            case lists:keymember(Node, 1, Known) of
+                false -> routes(Items, [{Node, NextHop} | Known]);
+                true -> expected_routes("~ts is there twice", [quote(To)])
+            end;
+        _ ->
+            expected_routes("~ts is none of these", [quote(Item)])
+    end;
+routes([], Known) -> {ok, lists:reverse(Known)};
+routes([Item | _], _) -> expected_routes("~ts is none of these", [quote(Item)]).
+
+expected_routes(Format, Args) ->
+    Forms = "a list of at most 64 {'to@host', 'neighbour@host'}, each destination once; ",
+    expected(Forms ++ Format, Args).
 
 %% Names are the operator's, not a peer's: making the atom is safe here.
 node_name(V) ->

@@ -464,6 +464,8 @@ native_config(FullName, Listen, Config) ->
         name => unicode:characters_to_binary(FullName),
         my_addr => native_address(maps:get(my_addr, Config)),
         my_port => native_port(Listen, maps:get(my_port, Config)),
+        routes => [{atom_to_binary(To), atom_to_binary(Via)}
+                   || {To, Via} <- maps:get(routes, Config)],
         advertise => native_advertise(maps:get(advertise, Config)),
         key => native_key(maps:get(key, Config))}.
 

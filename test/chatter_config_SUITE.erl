@@ -122,6 +122,10 @@ good() ->
             {L, L}
          || L <- [emergency, alert, critical, error, warning, notice, info, debug]
         ]},
+        {routes, [
+            {[], []},
+            {[{'d@h', 'v@h'}, {"e@h", <<"v@h">>}], [{'d@h', 'v@h'}, {'e@h', 'v@h'}]}
+        ]},
         {neighbours, [
             {[], []},
             {['r@host', {"10.0.0.1", 29999}, {'b@host', 20}], [
@@ -194,6 +198,10 @@ bad() ->
         {encryption, [yes, "true", 1, <<"true">>]},
         {unix_sockets, [yes, "true", 1]},
         {links, [mesh, "static", true]},
+        {routes,
+            [[{'d@h', 'd@h'}], [{'d@h', 'v@h'}, {"d@h", 'w@h'}], [{d, 'v@h'}], [{'d@h', 5}],
+             ['d@h'], [{'d@h', 'v@h', 1}],
+             [{"d" ++ integer_to_list(N) ++ "@h", 'v@h'} || N <- lists:seq(1, 65)]]},
         {multicast, [yes, 0, "false"]},
         {log_level, [loud, all, none, "info", 7]},
         {neighbours,

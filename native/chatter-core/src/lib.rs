@@ -20,4 +20,5 @@ pub mod relay;
 pub mod routes;
 pub mod sched;
 pub mod spf;
+pub mod statics;
 pub mod wire;

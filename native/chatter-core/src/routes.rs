@@ -88,6 +88,18 @@ impl ForwardingTable {
         self.routes.get(&dst)
     }
 
+    /// Sends what is for `dst` over a link, if the neighbour there is `nearer` to it than this node.
+    pub(crate) fn prefer(&mut self, dst: NodeId, link: LinkId, nearer: u32) {
+        let Some(route) = self.routes.get_mut(&dst).filter(|route| nearer < route.distance) else {
+            return;
+        };
+        if route.next_hops != [link] {
+            let computed = route.next_hops.iter().find(|hop| **hop != link).copied();
+            route.alternate = computed.or(route.alternate);
+            route.next_hops = vec![link];
+        }
+    }
+
     /// The link for a packet to `dst`. Of equally short ones, `flow_hash` chooses, so that a flow stays
     /// on one path.
     pub fn next_hop(&self, dst: NodeId, flow_hash: u64) -> Option<LinkId> {

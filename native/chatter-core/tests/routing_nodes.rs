@@ -461,3 +461,51 @@ fn a_shorter_pause_is_forgiven() {
         }
     }
 }
+
+/// Given a chosen next hop for a destination, expect it to be followed from where it leads nearer, the
+/// computed way to be the alternate, and the computed way where it does not, when it drains, when its link
+/// is lost, and when the choice is taken back.
+#[test]
+fn static_routes_are_followed_where_they_lead_nearer() {
+    // 0 - 1 - 3 is short; 2 is nearer to 3 than 0 is; 4 hangs on 0 and is nearer to nothing.
+    let mut sim = Sim::new(5, 1);
+    sim.join(0, 1);
+    sim.join(1, 3);
+    sim.join(2, 3);
+    sim.join(0, 4);
+    sim.delay = ms(1);
+    let slow = sim.join(0, 2);
+    sim.run_for(ms(4_000));
+    let link = |sim: &Sim, to: usize| sim.hosts[0].control.link_to(sim.id(to)).expect("a link");
+    let hops = |sim: &Sim| {
+        let route = sim.hosts[0].table.route(sim.id(3)).expect("a route");
+        (route.next_hops.clone(), route.alternate)
+    };
+    let choose = |sim: &mut Sim, via: Option<usize>| {
+        let routes = via.map(|via| (sim.id(3), sim.id(via))).into_iter().collect();
+        let now = sim.now;
+        sim.hosts[0].control.set_static_routes(now, routes);
+        sim.drain(0);
+        sim.run_for(ms(1_000));
+    };
+    let (short, chosen) = (link(&sim, 1), link(&sim, 2));
+    assert_eq!(hops(&sim), (vec![short], Some(chosen)));
+    choose(&mut sim, Some(2));
+    assert_eq!(hops(&sim), (vec![chosen], Some(short)));
+    choose(&mut sim, Some(4));
+    assert_eq!(hops(&sim).0, vec![short], "not nearer");
+    choose(&mut sim, Some(2));
+    for (drains, expected) in [(true, short), (false, chosen)] {
+        let now = sim.now;
+        sim.hosts[2].control.set_overload(now, drains);
+        sim.drain(2);
+        sim.run_for(ms(1_500));
+        assert_eq!(hops(&sim).0, vec![expected], "drains: {drains}");
+    }
+    choose(&mut sim, None);
+    assert_eq!(hops(&sim).0, vec![short]);
+    choose(&mut sim, Some(2));
+    sim.cut(slow);
+    sim.run_for(ms(1_000));
+    assert_eq!(hops(&sim).0, vec![short]);
+}

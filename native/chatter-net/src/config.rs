@@ -37,6 +37,8 @@ pub struct NetConfig {
     pub encryption: bool,
     /// Intervals and limits of the control plane.
     pub control: ControlConfig,
+    /// Destinations with the next hop that was chosen for them, both as full names.
+    pub routes: Vec<(String, String)>,
     /// Credit of a channel in bytes: what may be under way or wait for the VM at the receiver.
     pub channel_window: u64,
     /// Largest frame accepted, in bytes; a larger one ends the channel.

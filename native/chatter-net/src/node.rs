@@ -134,7 +134,10 @@ impl Node {
         let seed = random_u64()?;
         let (control_tx, control_rx) = mpsc::channel(CONTROL_INBOX);
         let now = Instant::now();
-        let control = Control::new(config.control, me.clone(), seed, now);
+        let mut control = Control::new(config.control, me.clone(), seed, now);
+        let id = |name: &String| NodeId::for_name(name);
+        let routes = config.routes.iter().map(|(to, via)| (id(to), id(via))).collect();
+        control.set_static_routes(now, routes);
         let channels = Channels::new(config.max_channels);
         let settings = ArcSwap::from_pointee(Settings {
             me: me.id,

@@ -33,6 +33,7 @@ use crate::dialer::{Dialer, NeighbourId, NeighbourInfo, NeighbourSpec};
 use crate::ids::{LinkId, NodeId};
 use crate::lsdb::Lsdb;
 use crate::routes::{ForwardingTable, Topology};
+use crate::statics::StaticRoutes;
 use crate::wire::PacketType;
 use crate::wire::hello::{ByeReason, Hello};
 use crate::wire::identity::Identity;
@@ -92,6 +93,7 @@ pub struct Control {
     /// The links that packets can take.
     first_hops: Vec<(Neighbour, LinkId)>,
     first_hops_changed: bool,
+    statics: StaticRoutes,
 
     table: Arc<ForwardingTable>,
     table_changed: bool,
@@ -130,6 +132,7 @@ impl Control {
             spf_pending: false,
             first_hops: Vec::new(),
             first_hops_changed: false,
+            statics: StaticRoutes::new(),
             table: Arc::default(),
             table_changed: true,
             pending: BTreeSet::new(),
@@ -298,6 +301,14 @@ impl Control {
             // Somebody waits for it, and it comes from outside: not to be throttled.
             self.originate(false);
         }
+        self.settle();
+    }
+
+    /// The static routes from now on, at most [`MAX_STATIC_ROUTES`](crate::statics::MAX_STATIC_ROUTES).
+    pub fn set_static_routes(&mut self, now: Instant, routes: StaticRoutes) {
+        self.advance(now);
+        self.statics = routes;
+        self.spf_pending = true;
         self.settle();
     }
 

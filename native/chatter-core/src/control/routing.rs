@@ -70,7 +70,10 @@ impl Control {
     fn run_spf(&mut self) {
         self.spf_pending = false;
         self.spf.fire(self.now);
-        let table = ForwardingTable::compute(self.me.id, &self.first_hops, &self.lsdb);
+        let mut table = ForwardingTable::compute(self.me.id, &self.first_hops, &self.lsdb);
+        if !self.statics.is_empty() {
+            table.follow(&self.statics, &self.first_hops, self.lsdb.graph());
+        }
         if table == *self.table {
             return;
         }

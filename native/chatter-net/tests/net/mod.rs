@@ -57,6 +57,7 @@ pub fn config(name: &str) -> NetConfig {
             max_dial_backoff_ms: 200,
             ..ControlConfig::default()
         },
+        routes: Vec::new(),
         channel_window: 1 << 20,
         retransmit_memory: 256 << 20,
         setup_retry: Duration::from_millis(250),
