@@ -126,6 +126,10 @@ impl Control {
         }
         if synced {
             self.taken_in();
+            if self.nodes.has_lost() {
+                // Somebody may wait for this way, and only for so long until it gives a node up.
+                self.origination.want_bad();
+            }
         }
         if hello.flags & HELLO_NAMESAKE != 0 {
             self.name_clash(Incarnation(0));

@@ -57,6 +57,11 @@ impl Nodes {
         self.nodes.get(&id).is_some_and(|node| node.state == State::Reachable)
     }
 
+    /// Whether a node is up that has no route.
+    pub(super) fn has_lost(&self) -> bool {
+        self.nodes.values().any(|node| node.state != State::Reachable)
+    }
+
     /// Whether this life of the node is up, with or without a route.
     pub(super) fn is_up(&self, id: NodeId, incarnation: Incarnation) -> bool {
         self.nodes.get(&id).is_some_and(|node| node.incarnation == incarnation)
