@@ -12,16 +12,22 @@
 
 suite() -> [{timetrap, {minutes, 10}}].
 
-all() -> [{group, judge}, {group, plan}, planted_in_a_run, short].
+all() -> [{group, judge}, {group, plan}, planted_in_a_run, short, rolling].
 
 groups() ->
     [{judge, [parallel], [clean, swapped, dropped, repeated, cut_short, false_nodedown, broken,
                           killed_is_no_violation, not_once, unopened, many_gaps]},
      {plan, [parallel], [topologies, equal_seed_equal_plan, always_a_route]}].
 
-init_per_testcase(short, Config) ->
+init_per_testcase(Case, Config) when Case =:= short; Case =:= rolling ->
+    {module, chatter} = code:ensure_loaded(chatter),
     case chatter_lab:available() of
-        ok -> Config;
+        ok when Case =:= short -> Config;
+        ok ->
+            case erlang:function_exported(chatter, drain, 1) of
+                true -> Config;
+                false -> {skip, "chatter:drain/1 is not there yet"}
+            end;
         Skip -> Skip
     end;
 init_per_testcase(_, Config) -> Config.
@@ -199,6 +205,12 @@ planted_in_a_run(Config) ->
 %% no nodedown.
 short(Config) ->
     Result = chatter_nemesis:run(scenario("short"), #{log => log(Config)}),
+    ?assertMatch(#{violations := 0}, Result).
+
+%% Given twelve nodes, each of which is a relay, drained, stopped and started again one after the
+%% other under 20,000 messages a second, expect the same.
+rolling(Config) ->
+    Result = chatter_nemesis:run(scenario("rolling"), #{log => log(Config)}),
     ?assertMatch(#{violations := 0}, Result).
 
 scenario(Name) -> filename:join([chatter_cluster:root(), "test", "lab", Name ++ ".scenario"]).
