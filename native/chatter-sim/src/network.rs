@@ -300,6 +300,8 @@ impl Network {
         (edge, side): (usize, usize),
         wait: Nanos,
     ) {
+        // What TCP sends later does not occupy the edge until then.
+        let busy = self.edges[edge].busy;
         for wire in 0..self.wires.len() {
             if self.wires[wire].edge != edge {
                 continue;
@@ -313,6 +315,7 @@ impl Network {
                 }
             }
         }
+        self.edges[edge].busy = busy;
     }
 
     /// Nobody will ever read what is held back for this end.

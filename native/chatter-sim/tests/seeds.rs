@@ -10,22 +10,25 @@ const FAULTS: usize = 200;
 /// Given some seeds (`make test-sim` has 2,000), expect no violation, and that the faults bite.
 #[test]
 fn some_seeds_hold_their_promises() {
-    let (mut ended, mut drops) = (0, 0);
+    let (mut ended, mut drops, mut delivered) = (0, 0, 0);
     for seed in 1..=24 {
         println!("seed {seed}: cargo run -p chatter-sim -- seed {seed}");
         let scenario = Scenario::random(seed, FAULTS);
         let pairs = scenario.pairs.len() as u64;
         let outcome = run(scenario, None, false);
         assert!(outcome.violations.is_empty(), "{outcome}");
+        // In a small star under every kind of fault few get through; over all seeds many do.
         assert!(
-            outcome.counts.faults >= FAULTS as u64 && outcome.counts.delivered > 100,
+            outcome.counts.faults >= FAULTS as u64 && outcome.counts.delivered > 0,
             "{:?}",
             outcome.counts
         );
+        delivered += outcome.counts.delivered;
         ended += outcome.counts.sessions.saturating_sub(2 * pairs);
         drops += outcome.counts.relay_drops;
     }
     assert!(ended > 100 && drops > 100, "{ended} connections were made again, {drops} drops");
+    assert!(delivered > 20_000, "{delivered} messages arrived");
 }
 
 /// Given one seed, expect equal traces; given another, a different one.
