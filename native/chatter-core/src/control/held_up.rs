@@ -1,10 +1,11 @@
-//! Having been held up, stopped or swapped out, for so long that the peers have closed every link.
+//! Having been held up, stopped or swapped out, for so long that the peers have closed its links.
 //!
 //! The others are about to give this node up, or have done so: one of them is enough, since its
 //! `global` makes all others disconnect. Their channels to it are over, and it does not know. Found out
 //! one channel at a time, while the others open new ones, it would tell some of them that it has lost
-//! the rest, and those would be cut off too. So it ends all of them at once, as soon as the last link
-//! that it had is gone. A pause of the whole network closes no links, and ends nothing.
+//! the rest, and those would be cut off too. So it ends all of them at once, as soon as one of the links
+//! that it had is gone: peers that ran have closed all of them, but may not get that through. A pause
+//! of the whole network closes no links, and ends nothing.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -16,9 +17,9 @@ use crate::ids::LinkId;
 /// Woken, and not yet sure whether the others have given this node up.
 #[derive(Clone, Debug)]
 pub(super) struct HeldUp {
-    /// Links from before that are still in use.
+    /// The links from before.
     links: BTreeSet<LinkId>,
-    /// What the peers had closed is known by then: a link that is left has been used by its peer.
+    /// What the peers had closed is known by then; what goes later has other reasons.
     until: Instant,
 }
 
@@ -38,13 +39,9 @@ impl Control {
 
     /// A link is not in use any longer.
     pub(super) fn gone_after_held_up(&mut self, link: LinkId) {
-        let Some(held_up) = &mut self.held_up else { return };
-        held_up.links.remove(&link);
-        let given_up = held_up.links.is_empty();
-        if held_up.until <= self.now {
-            self.held_up = None;
-        } else if given_up {
-            self.held_up = None;
+        let was_there = |held_up: &HeldUp| held_up.links.contains(&link);
+        let Some(held_up) = self.held_up.take_if(|held_up| was_there(held_up)) else { return };
+        if self.now < held_up.until {
             self.forget_routes();
         }
     }
