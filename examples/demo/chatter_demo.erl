@@ -9,6 +9,8 @@
 
 -define(NODES, 5).
 -define(TIMEOUT_MS, 60000).
+%% A second link to the same node, dialled at the same time by the other, is gone after that.
+-define(SETTLE_MS, 5000).
 
 -spec main() -> no_return().
 main() ->
@@ -109,31 +111,46 @@ route(From, #{node := To}, Peers) ->
         _ -> {error, {route, Hops}}
     end.
 
-%% A node has one link per neighbour; the system must show one established connection to
-%% a process of the same neighbours, and to no other node of the demo.
+%% A node has one link per neighbour, and the system must show one socket for each, to nobody else:
+%%
+%%   a TCP connection   whose other end belongs to a process of that neighbour;
+%%   a Unix socket      connected, and open in the process that was dialled. The system does not
+%%                      show who is at the other end, so those of all nodes together must be as
+%%                      many as the links, and those of each as many as it says it was dialled for.
 sockets(Peer, Peers) ->
+    chatter_cluster:wait_until(fun() -> seen(Peer, Peers) end, ?SETTLE_MS).
+
+seen(Peer, Peers) ->
     Beside = lists:sort(neighbours_in_line(Peer, Peers)),
-    Links = lists:sort(chatter_cluster:call(Peer, chatter, neighbours, [])),
-    Count = length(links(chatter_cluster:call(Peer, chatter, links, []))),
-    Seen = lists:usort([Other || {Other, _} <- connections(Peer, Peers)]),
-    Text = lists:join(", ", [short(Node) || Node <- Seen]),
-    case {Links, Seen, Count} of
-        {Beside, Beside, N} when N =:= length(Beside) ->
-            {ok, "links: ~b, connections: ~b, to ~s", [N, length(Seen), Text]};
+    Links = chatter_cluster:call(Peer, chatter, links, []),
+    Linked = lists:sort([Node || #{peer := Node} <- Links]),
+    Tcp = lists:sort([Node || #{peer := Node, transport := tcp} <- Links]),
+    Accepted = length([Node || #{peer := Node, transport := unix, dialled := false} <- Links]),
+    ByTcp = lists:sort([Other || {Other, _} <- connections(Peer, Peers)]),
+    ByUnix = accepted(Peer),
+    AllUnix = lists:sum([accepted(P) || P <- Peers]),
+    AllTcp = lists:sum([length(connections(P, Peers)) || P <- Peers]) div 2,
+    case {Linked, ByTcp, ByUnix, AllUnix + AllTcp} of
+        {Beside, Tcp, Accepted, N} when N =:= length(Peers) - 1 ->
+            {ok, {ok, "links: ~b, to ~s; sockets: ~s",
+                  [length(Links), lists:join(", ", [short(Node) || Node <- Beside]),
+                   lists:join("; ", sockets_text(ByTcp, ByUnix))]}};
         _ ->
-            {error, {expected, Beside, neighbours, Links, links, Count, connections, Seen}}
+            {expected, Beside, links, Links, tcp, ByTcp, unix_accepted, ByUnix,
+             all, {AllTcp, AllUnix}}
     end.
+
+sockets_text([], ByUnix) -> [io_lib:format("Unix, ~b of them accepted here", [ByUnix])];
+sockets_text(ByTcp, 0) -> [["TCP to ", lists:join(", ", [short(Node) || Node <- ByTcp])]];
+sockets_text(ByTcp, ByUnix) -> sockets_text(ByTcp, 0) ++ sockets_text([], ByUnix).
 
 neighbours_in_line(#{node := Node}, Peers) ->
     Line = [N || #{node := N} <- Peers],
     beside(Node, Line).
 
-links(Links) when is_map(Links) -> maps:to_list(Links);
-links(Links) when is_list(Links) -> Links.
-
 short(Node) -> hd(string:lexemes(atom_to_list(Node), "@")).
 
-%%% /proc/net/tcp: who is connected to whom
+%%% /proc/net: who is connected to whom
 
 %% Which node owns each socket: {inode => node}, from the files of every process.
 owners(Peers) ->
@@ -170,6 +187,14 @@ established() ->
                       [_, Local, Remote, "01", _, _, _, _, _, Inode | _]
                           <- [string:lexemes(Line, " ")]]
                   || File <- ["/proc/net/tcp", "/proc/net/tcp6"]]).
+
+%% How many Unix sockets this node has taken on the name that it listens on, `@chatter:...': an
+%% accepted socket has the name of the listening one, and is connected (state 03).
+accepted(#{os_pid := OsPid}) ->
+    Own = socket_inodes(OsPid),
+    length([Inode || Line <- lines("/proc/net/unix"),
+                     [_, _, _, _, _, "03", Inode, "@chatter:" ++ _] <- [string:lexemes(Line, " ")],
+                     lists:member(Inode, Own)]).
 
 plain("0000000000000000FFFF0000" ++ IPv4) -> IPv4;
 plain(End) -> End.
