@@ -10,7 +10,7 @@ ERLANG_SOURCES = $(wildcard erlang/*.erl test/*.erl bench/*.erl examples/demo/*.
 
 .DEFAULT_GOAL := build
 .NOTPARALLEL:
-.PHONY: build setup setup-build demo test test-rust test-erlang check bench bench-spf soak \
+.PHONY: build setup setup-build demo test test-rust test-erlang check bench bench-spf bench-flow soak \
         conformance nemesis failover fmt clean help
 
 build: setup-build                    ## build the NIF and the Erlang application
@@ -74,11 +74,18 @@ bench: setup build                    ## the figures against stock, as a table w
 bench-spf: setup                      ## how long shortest paths take
 	@cargo bench --locked -p chatter-core --bench spf -- --quiet
 
+bench-flow: setup                     ## how long it takes to find a frame's sender
+	@cargo bench --locked -p chatter-core --bench flow -- --quiet
+
 # make soak CHANGES=1000000 SEEDS=100000 FROM=1
 CHANGES ?= 1000000
+HEADERS ?= 10000000
 soak: setup                           ## long runs of the random tests; CHANGES=... of topology, SEEDS=...
 	@CHATTER_CHANGES=$(CHANGES) $(STEP) soak-routing "routing tables after $(CHANGES) changes" \
 	    cargo test --release --locked -p chatter-core --test routing_changes
+	@CHATTER_HEADERS=$(HEADERS) CHATTER_SEED=$(FROM) \
+	    $(STEP) soak-frames "read $(HEADERS) damaged frames" \
+	    cargo test --release --locked -p chatter-core --test flow_hostile
 	@$(MAKE) -s test-sim SEEDS=$(if $(filter 2000,$(SEEDS)),100000,$(SEEDS))
 	@$(STEP) cold "cold start of 1,000 simulated nodes" \
 	    cargo run --locked -p chatter-sim -- cold 1000

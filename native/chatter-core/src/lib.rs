@@ -6,7 +6,7 @@
 //!
 //! Reading order: [`ids`] and [`wire`] (the words), [`crypto`] (how a link is secured), [`control`]
 //! (the control plane: adjacencies, LSDB, routes), [`channel`] (the data plane between two nodes),
-//! [`relay`] (whose a packet is), [`sched`] (what a link sends next).
+//! [`flow`] (whose a frame is), [`relay`] (whose a packet is), [`sched`] (what a link sends next).
 #![forbid(unsafe_code)]
 
 pub mod alternates;
@@ -14,6 +14,7 @@ pub mod channel;
 pub mod control;
 pub mod crypto;
 pub mod dialer;
+pub mod flow;
 pub mod ids;
 pub mod lsdb;
 pub mod relay;
