@@ -81,6 +81,7 @@ bench-flow: setup                     ## how long it takes to find a frame's sen
 CHANGES ?= 1000000
 HEADERS ?= 10000000
 soak: setup                           ## long runs of the random tests; CHANGES=... of topology, SEEDS=...
+	@$(MAKE) -s soak-groups
 	@CHATTER_CHANGES=$(CHANGES) $(STEP) soak-routing "routing tables after $(CHANGES) changes" \
 	    cargo test --release --locked -p chatter-core --test routing_changes
 	@CHATTER_HEADERS=$(HEADERS) CHATTER_SEED=$(FROM) \
@@ -89,6 +90,14 @@ soak: setup                           ## long runs of the random tests; CHANGES=
 	@$(MAKE) -s test-sim SEEDS=$(if $(filter 2000,$(SEEDS)),100000,$(SEEDS))
 	@$(STEP) cold "cold start of 1,000 simulated nodes" \
 	    cargo run --locked -p chatter-sim -- cold 1000
+
+# make soak-groups HISTORIES=100000; CHATTER_SEED=4711 to run one again
+HISTORIES ?= 100000
+.PHONY: soak-groups
+soak-groups: build
+	@$(MAKE) -s compile-rest
+	@CHATTER_HISTORIES=$(HISTORIES) $(STEP) soak-groups "$(HISTORIES) random histories of groups" \
+	    erl -noinput -pa _build/rest -pa $(EBIN) -eval 'chatter_group_props:main().'
 
 conformance: setup build              ## OTP's own suites over Chatter and over stock
 	@test/conformance/run $(CONFORMANCE)
