@@ -51,7 +51,11 @@
     control_queue := pos_integer(), link_queue := pos_integer(), relay_queue := pos_integer(),
     max_frame := pos_integer(),
     max_half_open := pos_integer(), max_links := pos_integer(),
-    max_nodes := pos_integer(), max_channels := pos_integer()
+    max_nodes := pos_integer(), max_channels := pos_integer(),
+    group_leave_ms := non_neg_integer(), group_forget_s := pos_integer(),
+    group_collect_s := pos_integer(), group_sync_ms := pos_integer(),
+    group_max_groups := pos_integer(), group_max_members := pos_integer(),
+    group_max_items := pos_integer(), group_max_name := pos_integer()
 }.
 
 -type env_fun() :: fun((string()) -> string() | binary() | false).
@@ -126,7 +130,10 @@ defaults() ->
         channel_window => 8 * ?MIB, retransmit_memory => 256 * ?MIB,
         control_queue => 64 * ?KIB, link_queue => 4 * ?MIB, relay_queue => 16 * ?MIB,
         max_frame => 2 * ?GIB - 1,
-        max_half_open => 256, max_links => 1024, max_nodes => 4096, max_channels => 65536
+        max_half_open => 256, max_links => 1024, max_nodes => 4096, max_channels => 65536,
+        group_leave_ms => 5000, group_forget_s => 3600, group_collect_s => 60,
+        group_sync_ms => 1000, group_max_groups => 1024, group_max_members => 4096,
+        group_max_items => 1024, group_max_name => 255
     }.
 
 %% @doc Every key that has a meaning in this version, sorted.
@@ -171,6 +178,14 @@ check(max_half_open, V) -> within(1, 65535, V);
 check(max_links, V) -> within(1, 1024, V);
 check(max_nodes, V) -> within(2, 65536, V);
 check(max_channels, V) -> within(1, 1048576, V);
+check(group_leave_ms, V) -> within(0, 3600000, V);
+check(group_forget_s, V) -> within(1, 604800, V);
+check(group_collect_s, V) -> within(1, 86400, V);
+check(group_sync_ms, V) -> within(100, 600000, V);
+check(group_max_groups, V) -> within(1, 1048576, V);
+check(group_max_members, V) -> within(1, 65536, V);
+check(group_max_items, V) -> within(1, 1048576, V);
+check(group_max_name, V) -> within(1, 255, V);
 check(workers, V) -> within(1, 64, V);
 check(busy_poll_us, V) -> within(0, 1000, V);
 check(epmd_request_ms, V) -> within(100, 600000, V);

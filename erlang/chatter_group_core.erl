@@ -15,7 +15,8 @@
 -module(chatter_group_core).
 
 -export([new/5, command/3, message/3, peer_up/3, peer_down/3, net_id/3, watch/2, tick/2, next/1]).
--export([id/1, state/1, view/1, interests/1, saved/1, restore/3, info/1]).
+-export([id/1, state/1, view/1, interests/1, my_groups/1, processes/1, processes/2, held_by/2]).
+-export([statement/2, saved/2, restore/3, info/1]).
 
 -export_type([core/0, effect/0, options/0, saved/0]).
 
@@ -30,8 +31,8 @@
 -type effect() :: {send, [id()], binary()} | {event, name(), chatter_group_view:event()}.
 -type result() :: {core(), [effect()]}.
 -type written() :: [{chatter_group_wire:key(), chatter_group_wire:entry()}].
--type saved() :: [{name(), chatter_group_rules:holders(),
-                   [{chatter_group_wire:key(), chatter_group_wire:value()}]}].
+-type saved() :: {chatter_group_rules:holders(),
+                  [{chatter_group_wire:key(), chatter_group_wire:value()}]}.
 -type timer() :: flush | fresh | leave | sync | collect.
 
 -record(core, {
@@ -126,18 +127,18 @@ net_id(NetId, Now, #core{replica = Replica, greeted = Greeted} = Core) ->
             earliest(flush, Now + ?FLUSH_MS, Core1)
     end.
 
-%% @doc What has to be kept for this node to say it again, with restore/3, in a later life.
--spec saved(core()) -> saved().
-saved(#core{holders = Holders} = Core) ->
-    [{Group, maps:get(Group, Holders, #{}),
-      [{Key, Value} || {Key, {_, _, {live, _} = Value}} <- maps:to_list(
-                           chatter_group_state:entries(id(Core), Group, state(Core)))]}
-     || Group <- chatter_group_state:groups_of(id(Core), state(Core))].
+%% @doc What has to be kept of a group for this node to say it again, with restore/3, in a later
+%% life.
+-spec saved(name(), core()) -> saved().
+saved(Group, #core{holders = Holders} = Core) ->
+    Entries = chatter_group_state:entries(id(Core), Group, state(Core)),
+    {maps:get(Group, Holders, #{}),
+     [{Key, Value} || {Key, {_, _, {live, _} = Value}} <- maps:to_list(Entries)]}.
 
 %% @doc Says again what an earlier life of this process has said.
--spec restore(saved(), ms(), core()) -> core().
+-spec restore([{name(), saved()}], ms(), core()) -> core().
 restore(Saved, Now, Core) ->
-    lists:foldl(fun({Group, Of, Writes}, #core{holders = Holders} = Acc) ->
+    lists:foldl(fun({Group, {Of, Writes}}, #core{holders = Holders} = Acc) ->
                         {Acc1, _} = write(Group, Writes, Now,
                                           Acc#core{holders = hold(Group, Of, Holders)}),
                         Acc1
@@ -405,6 +406,31 @@ view(Core) -> {state(Core), fun(Id) -> is_visible(Id, Core) end}.
 %% @doc The groups of which this node wants less than all.
 -spec interests(core()) -> chatter_group_wire:interests().
 interests(Core) -> chatter_group_state:interests(id(Core), state(Core)).
+
+%% @doc The groups that this node itself is in.
+-spec my_groups(core()) -> [name()].
+my_groups(#core{holders = Holders}) -> lists:sort(maps:keys(Holders)).
+
+%% @doc The processes that are members.
+-spec processes(core()) -> [pid()].
+processes(#core{holders = Holders}) ->
+    lists:usort([Pid || Of <- maps:values(Holders), Pid <- maps:keys(Of), is_pid(Pid)]).
+
+%% @doc Those of one group.
+-spec processes(name(), core()) -> [pid()].
+processes(Group, #core{holders = Holders}) ->
+    [Pid || Pid <- maps:keys(maps:get(Group, Holders, #{})), is_pid(Pid)].
+
+%% @doc The groups that a process is a member of.
+-spec held_by(pid(), core()) -> [name()].
+held_by(Pid, #core{holders = Holders}) ->
+    [Group || {Group, Of} <- maps:to_list(Holders), is_map_key(Pid, Of)].
+
+%% @doc A message that tells what this node has said in a group.
+-spec statement(name(), core()) -> binary().
+statement(Group, Core) ->
+    Life = chatter_group_state:export(id(Core), fun(G, _) -> G =:= Group end, state(Core)),
+    chatter_group_wire:encode({lives, id(Core), interests(Core), [Life], [], true}).
 
 %% @doc Figures: messages and their bytes, those refused, nodes known, dead entries kept.
 -spec info(core()) -> #{atom() => non_neg_integer()}.

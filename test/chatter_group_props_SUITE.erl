@@ -13,7 +13,7 @@
 suite() -> [{timetrap, {minutes, 15}}].
 
 all() ->
-    [merge, wire, hostile, nested, coverage, choose, histories,
+    [merge, wire, golden, hostile, nested, coverage, choose, histories,
      limits, commands, nested_members, away_and_back, forgotten, narrow, many_nodes].
 
 merge(_Config) -> holds(prop_merge).
@@ -23,6 +23,28 @@ nested(_Config) -> holds(prop_nested).
 coverage(_Config) -> holds(prop_coverage).
 choose(_Config) -> holds(prop_choose).
 histories(_Config) -> holds(prop_histories).
+
+%% The vectors of docs/groups.md, both ways.
+golden(_Config) ->
+    {ok, Page} = file:read_file(filename:join([chatter_cluster:root(), "docs", "groups.md"])),
+    NetId = {net_id, {192, 168, 1, 100}, 29999},
+    Life = fun(Entries) -> {<<"a@host">>, 1700000000000000, NetId, [{<<"Group1">>, Entries}]} end,
+    Lives = fun(Entries) -> {lives, <<"a@host">>, [], [Life(Entries)], [], false} end,
+    Messages =
+        [{"add", Lives([{get, {1, 1, {live, {true, all}}}},
+                        {{add, 15, 255}, {2, 2, {live, 11223}}}])},
+         {"leave", Lives([{get, {3, 3, {dead, {false, all}}}},
+                          {{add, 15, 255}, {4, 3, {dead, 11223}}}])},
+         {"interest", {lives, <<"b@host">>, [{<<"Group1">>, [{0, 16#3ffffff}]}], [], [], false}},
+         {"nodes", {nodes, <<"a@host">>, [], 4,
+                    [{<<"b@host">>, 1700000000000001, 16#fedcba98765432}]}}],
+    lists:foreach(fun({Name, Message}) ->
+                          {match, [Hex]} = re:run(Page, ["^", Name, ": ([0-9a-f]+)$"],
+                                                  [multiline, {capture, [1], binary}]),
+                          Bytes = binary:decode_hex(Hex),
+                          ?assertEqual(Bytes, chatter_group_wire:encode(Message)),
+                          ?assertEqual({ok, Message}, chatter_group_wire:decode(Bytes))
+                  end, Messages).
 
 %% A property, as often as `make test' tries it.
 holds(Name) ->
