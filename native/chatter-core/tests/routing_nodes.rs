@@ -462,6 +462,22 @@ fn a_shorter_pause_is_forgiven() {
     }
 }
 
+/// Given a node that is held up while another dies, expect it to give that one up as long after it heard
+/// of the death as always: the time before is not added.
+#[test]
+fn what_is_heard_after_a_pause_is_not_forgiven_it() {
+    let mut sim = line(3);
+    sim.kill(2);
+    sim.pause(0, ms(900));
+    let woken = sim.now + ms(900);
+    sim.run_for(ms(3_000));
+    let down = sim.hosts[0].events.iter().find_map(|(at, event)| {
+        matches!(event, ControlEvent::NodeDown { id, .. } if *id == sim.id(2)).then_some(*at)
+    });
+    let took = down.expect("a NodeDown") - woken;
+    assert!(took >= ms(500) && took <= ms(520), "{took:?}");
+}
+
 /// Given a chosen next hop for a destination, expect it to be followed from where it leads nearer, the
 /// computed way to be the alternate, and the computed way where it does not, when it drains, when its link
 /// is lost, and when the choice is taken back.

@@ -240,7 +240,7 @@ impl Control {
         }
         if let Some(late) = late.filter(|late| *late > ms(self.config.late_ms)) {
             self.links.values_mut().for_each(|adjacency| adjacency.forgive(self.now, late));
-            self.nodes.forgive(late);
+            self.nodes.forgive(self.now, late, ms(self.config.unreachable_ms));
         }
         self.check_links();
         self.expire_nodes();

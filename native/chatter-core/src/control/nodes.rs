@@ -59,7 +59,7 @@ impl Nodes {
 
     /// Whether a node is up that has no route.
     pub(super) fn has_lost(&self) -> bool {
-        self.nodes.values().any(|node| node.state != State::Reachable)
+        self.lost > 0
     }
 
     /// Whether this life of the node is up, with or without a route.
@@ -106,11 +106,12 @@ impl Nodes {
         }
     }
 
-    /// This process was held up for so long.
-    pub(super) fn forgive(&mut self, late: Duration) {
+    /// This process was held up for so long: that time does not count. Nobody gets more than the whole
+    /// `hold` from `now` on: some were lost only when it was over.
+    pub(super) fn forgive(&mut self, now: Instant, late: Duration, hold: Duration) {
         for node in self.nodes.values_mut() {
             if let State::Lost(at) = &mut node.state {
-                *at += late;
+                *at = (*at + late).min(now + hold);
             }
         }
     }
