@@ -8,7 +8,7 @@
 -behaviour(gen_server).
 
 -export([start_link/0, start/2, ensure_name/1, stop/0, links/0, dial/1, await/2, claims/3,
-         peer_address/1, monitor_nodes/1]).
+         peer_address/1, monitor_nodes/1, settle/1]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 
 %% Spawned.
@@ -28,6 +28,8 @@
     found = #{} :: #{native_spec() => [native_address()]},
     %% The monitors of those who are told which nodes are up.
     subscribers = #{} :: #{reference() => pid()},
+    %% The nodes that are gone, of late.
+    ended = chatter_settle:recent(#{}) :: chatter_settle:ended(),
     %% The full name; "" if not known yet, `dynamic' if the first peer gives it.
     name = "" :: string() | dynamic
 }).
@@ -141,6 +143,15 @@ monitor_nodes(On) ->
     catch exit:{noproc, _} -> {error, not_started}
     end.
 
+%% @doc Returns when a new connection may begin, after at most so many ms: see `chatter_settle'.
+-spec settle(non_neg_integer()) -> ok.
+settle(LimitMs) ->
+    try gen_server:call(?MODULE, ended, LimitMs) of
+        Ended -> chatter_settle:await(Ended, LimitMs)
+    catch
+        exit:_ -> ok
+    end.
+
 %% ===== gen_server =====
 
 %% @private
@@ -230,6 +241,9 @@ handle_call({monitor_nodes, false, Pid}, _From, State) ->
     ok = chatter_monitors:unsubscribe(Pid),
     Subscribers = maps:without(maps:keys(Of), State#state.subscribers),
     {reply, ok, State#state{subscribers = Subscribers}};
+handle_call(ended, _From, State) ->
+    Ended = chatter_settle:recent(State#state.ended),
+    {reply, Ended, State#state{ended = Ended}};
 handle_call({await, Node, Timeout}, From, State) ->
     case chatter_nif:is_reachable(atom_to_binary(Node)) of
         true -> {reply, ok, State};
@@ -322,7 +336,7 @@ handle_event({Event, Name}, State0) when Event =:= node_up; Event =:= node_found
     State#state{waiting = Waiting};
 handle_event({node_down, Name}, State) ->
     ok = chatter_monitors:node_down(Name),
-    State;
+    State#state{ended = chatter_settle:note(Name, State#state.ended)};
 handle_event({node_named, Former, Name}, State) ->
     ok = chatter_monitors:node_down(Former),
     handle_event({node_up, Name}, State);

@@ -1,0 +1,101 @@
+%% What `global', which keeps clusters from overlapping, makes of connections that end and begin
+%% anew: it must never be led to cut off nodes that nothing has happened to.
+-module(chatter_global_SUITE).
+-behaviour(ct_suite).
+
+-include_lib("common_test/include/ct.hrl").
+-include_lib("stdlib/include/assert.hrl").
+
+-compile(export_all).
+-compile(nowarn_export_all).
+
+-import(chatter_cluster, [wait_until/2]).
+-import(chatter_work, [on/2]).
+
+-define(TIMEOUT_MS, 15000).
+%% How long `global' does nothing after its node was stopped.
+-define(SLOW_MS, 700).
+
+suite() -> [{timetrap, {seconds, 60}}].
+
+all() -> [stopped_and_slow].
+
+init_per_suite(Config) ->
+    case filelib:is_regular(chatter_cluster:native_lib()) of
+        true -> Config;
+        false -> {fail, {not_built, chatter_cluster:native_lib()}}
+    end.
+
+end_per_suite(_Config) -> ok.
+
+end_per_testcase(_Case, _Config) -> chatter_cluster:stop_all().
+
+%% Given a node that is stopped until all others have given it up, whose `global' hears of that long
+%% after it has gone on, while the others do their best to connect again: expect it down and up once
+%% at each of them, and nobody else down.
+stopped_and_slow(_Config) ->
+    Peers = [A, B, C, #{node := NodeD} = D] =
+        chatter_cluster:mesh(4, #{args => ["-pa", filename:dirname(code:which(?MODULE))]}),
+    [chatter_work:connect(P, Q) || P <- Peers, Q <- Peers, P =/= Q],
+    [await_known(P) || P <- Peers],
+    [ok = chatter_work:watch(P) || P <- Peers],
+    ok = slow_after_stop(D),
+    [ok = keep_connecting(P, NodeD) || P <- [A, B, C]],
+    ok = chatter_cluster:freeze(D),
+    [chatter_work:await_down(P, NodeD, ?TIMEOUT_MS) || P <- [A, B, C]],
+    receive after 500 -> ok end,
+    ok = chatter_cluster:thaw(D),
+    Woken = chatter_work:now_ms(),
+    [wait_until(fun() -> lists:member(NodeD, on(P, fun() -> nodes() end)) end, ?TIMEOUT_MS)
+     || P <- [A, B, C]],
+    ct:pal("connected again ~b ms after having gone on", [chatter_work:now_ms() - Woken]),
+    [await_known(P) || P <- Peers],
+    %% What `global' sends around has arrived.
+    receive after 1000 -> ok end,
+    [?assertMatch([{nodedown, NodeD, _}, {nodeup, NodeD, _}], chatter_work:events(P))
+     || P <- [A, B, C]],
+    [?assertEqual([nodedown, nodeup], [What || {What, N, _} <- chatter_work:events(D), N =:= Node])
+     || #{node := Node} <- [A, B, C]].
+
+%%% Helpers
+
+%% Returns when `global' of the node knows all others.
+await_known(Peer) ->
+    Known = fun() -> lists:sort(gen_server:call(global_name_server, get_known)) end,
+    wait_until(fun() ->
+                       {Nodes, Names} = on(Peer, fun() -> {lists:sort(nodes()), Known()} end),
+                       length(Nodes) =:= 3 andalso Nodes =:= [name(N) || N <- Names]
+                           orelse {Nodes, Names}
+               end, ?TIMEOUT_MS).
+
+name({Node, _Version}) -> Node;
+name(Node) -> Node.
+
+%% From now on, and until some time after the node has been stopped and goes on, `global' does not
+%% run there: as on a host that is so busy that its turn does not come.
+slow_after_stop(Peer) ->
+    on(Peer, fun() ->
+                     Self = self(),
+                     spawn(fun() ->
+                                   Global = whereis(global_name_server),
+                                   true = erlang:suspend_process(Global),
+                                   Self ! suspended,
+                                   await_stop(erlang:monotonic_time(millisecond)),
+                                   receive after ?SLOW_MS -> erlang:resume_process(Global) end
+                           end),
+                     receive suspended -> ok end
+             end).
+
+await_stop(Before) ->
+    receive after 10 -> ok end,
+    case erlang:monotonic_time(millisecond) of
+        Now when Now - Before > 1000 -> ok;
+        Now -> await_stop(Now)
+    end.
+
+keep_connecting(Peer, Node) ->
+    on(Peer, fun() -> spawn(fun() -> connecting(Node) end), ok end).
+
+connecting(Node) ->
+    _ = net_kernel:connect_node(Node),
+    receive after 20 -> connecting(Node) end.
