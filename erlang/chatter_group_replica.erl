@@ -68,7 +68,8 @@ write(Group, Writes, Now, Replica) ->
                             {Acc1, Change} = write_one(Group, Write, Acc),
                             {Acc1, [Change | Done]}
                     end, {Replica, []}, Writes),
-    {note(Changes, Now, Replica1), lists:reverse(Changes)}.
+    InOrder = lists:reverse(Changes),
+    {note(InOrder, Now, Replica1), InOrder}.
 
 write_one(Group, {Key, Clock, Value}, #replica{id = Id, state = State, version = V,
                                                pending = Pending} = Replica) ->
@@ -105,8 +106,7 @@ merge(Lives, Interests, Now, #replica{id = Id} = Replica) ->
         lists:foldl(fun(Life, Acc) -> defend(Life, Now, Acc) end, {Replica, []}, Own),
     Wanted = [wanted(Life, Interests) || Life <- Others],
     {State1, Changes, Losers} = chatter_group_state:merge(Wanted, State),
-    {note(Changes, Now, Replica1#replica{state = State1}), lists:reverse(Changes),
-     Corrected ++ Losers}.
+    {note(Changes, Now, Replica1#replica{state = State1}), Changes, Corrected ++ Losers}.
 
 wanted(Life, []) -> Life;
 wanted({Id, Inc, NetId, Groups}, Interests) ->
@@ -171,6 +171,8 @@ forget(Id, #replica{state = State, dead = Dead} = Replica) ->
     Replica#replica{state = State1,
                     dead = maps:filter(fun({Of, _, _}, _) -> Of =/= Id end, Dead)}.
 
+%% In the order in which they were made: an entry that ends with a former life may be dead in the
+%% next one.
 note(Changes, Now, #replica{dead = Dead} = Replica) ->
     Dead1 = lists:foldl(fun({Id, Group, Key, _, {dead, _}}, D) -> D#{{Id, Group, Key} => Now};
                            ({Id, Group, Key, _, _}, D) -> maps:remove({Id, Group, Key}, D)

@@ -124,20 +124,25 @@ handle_info({chatter, Event, Node}, #state{core = none, early = Early} = State) 
     {noreply, named(State#state{early = Early1})};
 handle_info(name, #state{core = none} = State) ->
     {noreply, named(State#state{timer = none})};
-handle_info(_, #state{core = none} = State) ->
+handle_info(Message, #state{core = none, transport = Transport} = State) ->
+    %% Who has no name yet says and hears nothing.
+    _ = Transport:incoming(Message),
     {noreply, State};
 handle_info({chatter, node_up, Node}, #state{core = Core} = State) ->
     {noreply, proceed(chatter_group_core:peer_up(atom_to_binary(Node), now_ms(), Core), State)};
 handle_info({chatter, node_down, Node}, #state{core = Core} = State) ->
     {noreply, proceed(chatter_group_core:peer_down(atom_to_binary(Node), now_ms(), Core), State)};
-handle_info({chatter_group, Bytes}, #state{core = Core} = State) ->
-    {noreply, proceed(chatter_group_core:message(Bytes, now_ms(), Core), State)};
-handle_info({timeout, Timer, tick}, #state{core = Core, timer = Timer} = State) ->
-    {noreply, proceed(chatter_group_core:tick(now_ms(), Core), State)};
+handle_info({timeout, Timer, tick}, #state{timer = Timer} = State) ->
+    #state{core = Core} = State1 = addressed(State),
+    {noreply, proceed(chatter_group_core:tick(now_ms(), Core), State1)};
 handle_info({'DOWN', _, process, Pid, _}, State) ->
     {noreply, process_down(Pid, State)};
-handle_info(_, State) ->
-    {noreply, State}.
+handle_info(Message, #state{core = Core, transport = Transport} = State) ->
+    case Transport:incoming(Message) of
+        {ok, Bytes} ->
+            {noreply, proceed(chatter_group_core:message(Bytes, now_ms(), Core), State)};
+        none -> {noreply, State}
+    end.
 
 %% @private
 -spec terminate(term(), #state{}) -> ok.
@@ -176,6 +181,14 @@ named(#state{core = none, early = Early, options = Options, transport = Transpor
             State1 = lists:foldl(fun follow_process/2, State#state{core = Up, early = []}, Pids),
             #state{core = Watching} = State2 = watch(State1),
             proceed({Watching, []}, State2)
+    end.
+
+%% The address may be known some time after the name.
+addressed(#state{core = Core, transport = Transport} = State) ->
+    case chatter_group_state:life(chatter_group_core:id(Core), chatter_group_core:state(Core)) of
+        {_, none} ->
+            State#state{core = chatter_group_core:net_id(Transport:net_id(), now_ms(), Core)};
+        _ -> State
     end.
 
 %% Later than all before it, also when the clock is set back.

@@ -57,11 +57,12 @@
 -spec new() -> state().
 new() -> #state{}.
 
-%% @doc Takes in what another replica knows. The changes are those of live entries and those to
-%% dead ones; losers are what was told but is known better here.
+%% @doc Takes in what another replica knows. The changes, in their order, are those of live entries
+%% and those to dead ones; losers are what was told but is known better here.
 -spec merge([life()], state()) -> {state(), [change()], [loser()]}.
 merge(Lives, State) ->
-    lists:foldl(fun merge_life/2, {State, [], []}, Lives).
+    {State1, Changes, Losers} = lists:foldl(fun merge_life/2, {State, [], []}, Lives),
+    {State1, lists:reverse(Changes), Losers}.
 
 merge_life({Id, Inc, NetId, Groups}, {#state{lives = Lives} = State, Changes, Losers}) ->
     case Lives of

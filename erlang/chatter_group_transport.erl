@@ -6,9 +6,12 @@
 
 -type target() :: node() | {net_id, inet:ip_address(), inet:port_number()}.
 
-%% Called in the process that is to be told: from then on what comes in is a message
-%% `{chatter_group, Bytes}' to it. Called again by its successor.
+%% Called in the process that is to be told: from then on it gets messages. Called again by its
+%% successor.
 -callback attach() -> ok | {error, term()}.
+
+%% The bytes in such a message; `none' if it is none, or means something to the transport alone.
+-callback incoming(term()) -> {ok, binary()} | none.
 
 %% Hands a message to each of these nodes, as far as they can be reached. Must not wait for them.
 -callback send([target(), ...], binary()) -> ok.

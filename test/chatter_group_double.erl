@@ -2,7 +2,7 @@
 -module(chatter_group_double).
 -behaviour(chatter_group_transport).
 
--export([attach/0, send/2, net_id/0, start/0]).
+-export([attach/0, send/2, incoming/1, net_id/0, start/0]).
 
 attach() -> ok.
 
@@ -12,6 +12,9 @@ send(Targets, Bytes) ->
                                                    {chatter_group, Bytes}]);
                      (_) -> ok
                   end, Targets).
+
+incoming({chatter_group, Bytes}) -> {ok, Bytes};
+incoming(_) -> none.
 
 net_id() ->
     <<A, B, C, _/binary>> = erlang:md5(atom_to_binary(node())),

@@ -14,7 +14,8 @@ suite() -> [{timetrap, {minutes, 15}}].
 
 all() ->
     [merge, wire, golden, hostile, nested, coverage, choose, histories,
-     limits, commands, nested_members, away_and_back, forgotten, narrow, many_nodes].
+     limits, commands, nested_members, removed_in_next_life,
+     away_and_back, forgotten, narrow, many_nodes].
 
 merge(_Config) -> holds(prop_merge).
 wire(_Config) -> holds(prop_wire).
@@ -175,6 +176,16 @@ away_and_back(_Config) ->
                                                  chatter_group_world:restart(<<"a">>, 1, World7)),
     ?assert(Again =< 1000),
     ?assertEqual(#{}, chatter_group_world:seen(<<"b">>, World8)).
+
+%% Given a node that is restarted and then adds and removes what it had in its former life, all of
+%% it heard of as one, expect that to be collected. (Seed 20261121 of prop_histories.)
+removed_in_next_life(_Config) ->
+    World0 = chatter_group_world:new([<<"a">>, <<"b">>, <<"c">>], 1, #{collect_ms => 1000}),
+    World1 = chatter_group_world:run(100, ok([{<<"b">>, {add_item, <<"g">>, 0, 30, 0}}], World0)),
+    World2 = ok([{<<"b">>, {add_item, <<"g">>, 0, 30, 0}},
+                 {<<"b">>, {remove_item, <<"g">>, 0, 30, 0}}, {<<"b">>, {leave, <<"g">>, node}}],
+                chatter_group_world:restart(<<"b">>, 1, World1)),
+    ?assert(chatter_group_world:is_empty(chatter_group_world:run(5000, World2))).
 
 %% Given a node that does not come back, expect all that is known of it to be forgotten in the end.
 forgotten(_Config) ->
