@@ -60,7 +60,13 @@ info(Node) when is_atom(Node) ->
             end,
     #{node => Node, reachable => Route =/= [], route => Route,
       connected => lists:member(Node, erlang:nodes(connected)),
-      channels => chatter_nif:channels(atom_to_binary(Node))}.
+      channels => [with_talkers(Channel)
+                   || Channel <- chatter_nif:channels(atom_to_binary(Node))]}.
+
+%% The processes that have sent most, by their identifiers.
+with_talkers(#{talkers := Talkers} = Channel) ->
+    Channel#{talkers := [Talker#{sender := chatter_governor:pid(Sender)}
+                         || #{sender := Sender} = Talker <- Talkers]}.
 
 %% @doc Adds a link at run time; it is dialled again whenever it is lost, like one of the
 %% configuration.

@@ -48,7 +48,9 @@
     handshake_timeout_ms := pos_integer(),
     lsp_refresh_s := pos_integer(), drain_ms := non_neg_integer(),
     channel_window := pos_integer(), retransmit_memory := pos_integer(),
-    control_queue := pos_integer(), link_queue := pos_integer(), relay_queue := pos_integer(),
+    control_queue := pos_integer(), relay_queue := pos_integer(),
+    channel_queue := pos_integer(), flow_quota := pos_integer(),
+    flow_backpressure := suspend | channel, flows := all | 1,
     max_frame := pos_integer(),
     max_half_open := pos_integer(), max_links := pos_integer(),
     max_nodes := pos_integer(), max_channels := pos_integer(),
@@ -128,7 +130,9 @@ defaults() ->
         setup_retry_ms => 250, gap_timeout_ms => 10000, handshake_timeout_ms => 5000,
         lsp_refresh_s => 900, drain_ms => 1000,
         channel_window => 8 * ?MIB, retransmit_memory => 256 * ?MIB,
-        control_queue => 64 * ?KIB, link_queue => 4 * ?MIB, relay_queue => 16 * ?MIB,
+        control_queue => 64 * ?KIB, relay_queue => 16 * ?MIB,
+        channel_queue => 16 * ?MIB, flow_quota => 256 * ?KIB, flow_backpressure => suspend,
+        flows => all,
         max_frame => 2 * ?GIB - 1,
         max_half_open => 256, max_links => 1024, max_nodes => 4096, max_channels => 65536,
         group_leave_ms => 5000, group_forget_s => 3600, group_collect_s => 60,
@@ -170,7 +174,10 @@ check(drain_ms, V) -> within(0, 60000, V);
 check(channel_window, V) -> within(64 * ?KIB, ?GIB, V);
 check(retransmit_memory, V) -> within(?MIB, 1024 * ?GIB, V);
 check(control_queue, V) -> within(4 * ?KIB, 4 * ?MIB, V);
-check(link_queue, V) -> within(64 * ?KIB, ?GIB, V);
+check(channel_queue, V) -> within(64 * ?KIB, ?GIB, V);
+check(flow_backpressure, V) -> one_of([suspend, channel], V);
+check(flows, V) -> one_of([all, 1], V);
+check(flow_quota, V) -> within(16 * ?KIB, ?GIB, V);
 check(relay_queue, V) -> within(64 * ?KIB, ?GIB, V);
 check(max_frame, V) -> within(?MIB, 2 * ?GIB - 1, V);
 check(max_half_open, V) -> within(1, 65535, V);

@@ -2,8 +2,10 @@
 %% @doc The two processes that carry the data of one distribution connection.
 %%
 %% The controller fetches frames from the VM and puts them into the channel, as many as there are
-%% in one call. When the channel is full it does not fetch: then the VM's own queue fills and its
-%% limit (`+zdbbl') suspends the senders. The input process takes frames from the channel, hands
+%% in one call, so that the VM's own queue stays short: a process that sends more than its share is
+%% held back by the governor ({@link chatter_governor}). When the channel as a whole is full the
+%% controller does not fetch: then the VM's queue fills and its limit (`+zdbbl') suspends all
+%% senders. The input process takes frames from the channel, hands
 %% each to the VM and grants the credit back. One sends and the other receives, so a full channel
 %% in one direction cannot stop the other.
 %%
@@ -72,8 +74,10 @@ controller(Supervisor, Channel) ->
             ok = erlang:dist_ctrl_input_handler(DHandle, Input),
             _ = erlang:dist_ctrl_set_opt(DHandle, get_size, true),
             Input ! {self(), go},
+            Governor = chatter_governor:start_link(),
+            ok = chatter_nif:governor(Channel, Governor),
             Supervisor ! {Ref, started},
-            while_connected(fun() -> fetch(DHandle, Channel) end)
+            while_connected(fun() -> fetch(DHandle, {Channel, Governor}) end)
     end.
 
 %% The VM refuses a handle whose connection it has ended. Then the exit signal that says why is on
@@ -94,7 +98,7 @@ fetch(DHandle, Channel) ->
             ok = erlang:dist_ctrl_get_data_notification(DHandle),
             wait(DHandle, Channel);
         {More, Frames} ->
-            case chatter_nif:send(Channel, Frames) of
+            case send(Channel, Frames) of
                 ok when More -> fetch(DHandle, Channel);
                 ok ->
                     ok = erlang:dist_ctrl_get_data_notification(DHandle),
@@ -133,7 +137,7 @@ wait_end() ->
 %% One raw frame, as OTP's own suites ask of a controller; refused for as long as the channel is
 %% full.
 raw(DHandle, Channel, From, Ref, IoData) ->
-    Status = chatter_nif:send(Channel, [[iolist_to_binary(IoData)]]),
+    Status = send(Channel, [[iolist_to_binary(IoData)]]),
     From ! {Ref, ok},
     case Status of
         ok -> wait(DHandle, Channel);
@@ -146,8 +150,18 @@ drain(DHandle, Channel) ->
     case get_frames(DHandle, 0, 0, []) of
         {_, []} -> ok;
         {_, Frames} ->
-            _ = chatter_nif:send(Channel, Frames),
+            _ = send(Channel, Frames),
             drain(DHandle, Channel)
+    end.
+
+%% Hands frames over, and has those held back who have too much queued.
+send({Channel, Governor}, Frames) ->
+    case chatter_nif:send(Channel, Frames) of
+        {hold, Senders, Status} ->
+            ok = chatter_governor:hold(Governor, Senders),
+            Status;
+        Status ->
+            Status
     end.
 
 %% Up to a batch of frames, the newest first, and whether there may be more.

@@ -10,14 +10,14 @@
 
 -export([load/0]).
 -export([address/1, channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1, drain/1,
-         fetch/2, grant/2, handshake/2, info/1, input/1, is_reachable/1, links/1, neighbours/0,
-         node_start/1, node_stop/1, nodes/0, open/1, pulse/0, route/1, send/2,
+         fetch/2, governor/2, grant/2, handshake/2, info/1, input/1, is_reachable/1, links/1,
+         neighbours/0, node_start/1, node_stop/1, nodes/0, open/1, pulse/0, route/1, send/2,
          set_acceptor/1, set_log_level/1, set_name/1, set_owner/0, stat/1, take/1, topology/1,
          transit/0]).
 
 -nifs([address/1, channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1, drain/1,
-       fetch/2, grant/2, handshake/2, info/1, input/1, is_reachable/1, links/1, neighbours/0,
-       node_start/1, node_stop/1, nodes/0, open/1, pulse/0, route/1, send/2,
+       fetch/2, governor/2, grant/2, handshake/2, info/1, input/1, is_reachable/1, links/1,
+       neighbours/0, node_start/1, node_stop/1, nodes/0, open/1, pulse/0, route/1, send/2,
        set_acceptor/1, set_log_level/1, set_name/1, set_owner/0, stat/1, take/1, topology/1,
        transit/0]).
 
@@ -155,9 +155,15 @@ pulse() -> ?NOT_LOADED.
 -spec route(binary()) -> [binary()].
 route(_Name) -> ?NOT_LOADED.
 
-%% @doc Sends frames. After `full' wait for `chatter_writable'.
--spec send(channel(), frames()) -> ok | full | closed.
+%% @doc Sends frames. After `full' wait for `chatter_writable'. The senders named after `hold' have
+%% too much queued, until the governor gets `{chatter_resume, [Sender]}'.
+-spec send(channel(), frames()) -> Status | {hold, [chatter_governor:sender()], Status}
+              when Status :: ok | full | closed.
 send(_Channel, _Frames) -> ?NOT_LOADED.
+
+%% @doc Names the process that is told which senders may go on: `{chatter_resume, [Sender]}'.
+-spec governor(channel(), pid()) -> ok.
+governor(_Channel, _Pid) -> ?NOT_LOADED.
 
 %% @doc Names the process that gets channels which others open:
 %% `{chatter_accept, Channel, Index, PeerName}'.

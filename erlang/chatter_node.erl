@@ -471,17 +471,24 @@ native_spec({address, Host, Port}) ->
 native_config(FullName, Listen, Config) ->
     Keys = [encryption, unix_sockets, hello_ms, hold_ms, unreachable_ms, lsp_refresh_s,
             channel_window, max_frame, max_channels, retransmit_memory, setup_retry_ms,
-            gap_timeout_ms, control_queue, relay_queue, link_queue, max_half_open, max_links,
-            max_nodes, handshake_timeout_ms, reconnect_min_ms, reconnect_max_ms, workers,
+            gap_timeout_ms, control_queue, relay_queue, channel_queue,
+            max_half_open, max_links, max_nodes, handshake_timeout_ms,
+            reconnect_min_ms, reconnect_max_ms, workers,
             busy_poll_us],
     (maps:with(Keys, Config))#{
         name => unicode:characters_to_binary(FullName),
+        flows => maps:get(flows, Config) =:= all,
+        flow_quota => native_quota(Config),
         my_addr => native_address(maps:get(my_addr, Config)),
         my_port => native_port(Listen, maps:get(my_port, Config)),
         routes => [{atom_to_binary(To), atom_to_binary(Via)}
                    || {To, Via} <- maps:get(routes, Config)],
         advertise => native_advertise(maps:get(advertise, Config)),
         key => native_key(maps:get(key, Config))}.
+
+%% Without flows there is nobody to be told apart, and to be held back alone.
+native_quota(#{flows := all, flow_backpressure := suspend, flow_quota := Quota}) -> Quota;
+native_quota(#{}) -> 1 bsl 62.
 
 native_address(any) -> <<>>;
 native_address(Address) -> ip_bytes(Address).

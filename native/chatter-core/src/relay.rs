@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::ids::{ChannelIndex, NodeId};
+use crate::sched::Lane;
 use crate::wire::data::{Ack, DropReason, Open, Opened, Reset, ResetReason, Unreachable};
 use crate::wire::packet::Packet as OutPacket;
 use crate::wire::reader::{Reader, WireError};
@@ -19,7 +20,7 @@ const COMPLAINTS_EVERY: Duration = Duration::from_secs(1);
 pub enum Routed<'a> {
     /// For this node.
     Mine(RoutedHeader, Content<'a>),
-    /// For another node: to be queued as [`forward`] makes it, with the flow's [`flow_hash`], or to be
+    /// For another node: to be queued as [`forward`] makes it, in its [`lane`], or to be
     /// refused with `NoRoute`.
     Transit(RoutedHeader),
     /// For another node, which it will not reach.
@@ -78,10 +79,15 @@ impl<'a> Content<'a> {
     }
 }
 
-/// The same for all packets of a channel in one direction: they take one path, and share one queue on
-/// every relay.
-pub fn flow_hash(header: &RoutedHeader) -> u64 {
-    header.source.0.rotate_left(17) ^ header.destination.0 ^ u64::from(header.channel.0)
+/// Where a packet that is relayed is queued.
+pub fn lane(kind: PacketType, header: &RoutedHeader) -> Lane {
+    let pair = header.source.0.rotate_left(17) ^ header.destination.0 ^ u64::from(header.channel.0);
+    Lane { pair, label: header.label, level: header.level(kind) }
+}
+
+/// Which of equally short ways a packet takes: the same for all packets of a flow.
+pub fn path_hash(lane: &Lane) -> u64 {
+    (lane.pair ^ u64::from(lane.label)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32
 }
 
 /// The packet as it goes on: one hop less is left to it.

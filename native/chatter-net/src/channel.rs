@@ -1,8 +1,12 @@
 //! A channel as its user and the links see it: the two halves of the core under one short lock each,
 //! and the way to the other node.
 //!
-//! Locks: `tx` before `rx` before the table of channels, and no lock is held while a link is flushed or the user is called, except
-//! that the user's sink is called under `rx`, which keeps its data in order.
+//! Packets stay with the channel until the link that leads to the other node has room for them
+//! ([`Channel::pull`]).
+//!
+//! Locks: that of a link's socket before `tx`, before `rx`, before the table of channels and the queue of
+//! a link. No lock is held while a link is flushed or the user is called, except that the user's sink is
+//! called under `rx`, which keeps its data in order.
 
 mod network;
 
@@ -15,8 +19,10 @@ use chatter_core::channel::budget::may_hold_more;
 use chatter_core::channel::incoming::Incoming;
 use chatter_core::channel::life::Outgoing;
 pub use chatter_core::channel::life::State;
-use chatter_core::channel::send::{Sender, SenderFigures};
+use chatter_core::channel::send::{FlowFigures, Sender, SenderFigures};
 use chatter_core::ids::{ChannelIndex, Incarnation, NodeId};
+use chatter_core::sched::Lane;
+use chatter_core::sched::fair::Level;
 use chatter_core::wire::data::{Open, ResetReason};
 use chatter_core::wire::packet::Packet;
 use parking_lot::{Mutex, MutexGuard};
@@ -38,6 +44,8 @@ pub enum SendStatus {
 
 struct Tx {
     half: Outgoing,
+    /// The link that knows whether there is something to send.
+    on: Option<Arc<Link>>,
     /// The user was told `Full`.
     user_waits: bool,
     /// What this channel counts for in [`Node::retained`].
@@ -90,6 +98,10 @@ pub struct ChannelFigures {
     pub duplicates: u64,
     /// Packets that came with the mark of a relay.
     pub marks_in: u64,
+    /// Flows that the other end has now.
+    pub flows_in: usize,
+    /// Packets that were taken although others before them were missing.
+    pub early: u64,
 }
 
 /// For whom a channel is made.
@@ -121,7 +133,7 @@ impl Channel {
             host,
             node: Arc::downgrade(node),
             state: AtomicU8::new(outgoing.state() as u8),
-            tx: Mutex::new(Tx { half: outgoing, user_waits: false, retained: 0 }),
+            tx: Mutex::new(Tx { half: outgoing, on: None, user_waits: false, retained: 0 }),
             rx: Mutex::new(Rx { half: incoming, sink }),
             in_service: AtomicBool::new(false),
             frames_out: AtomicU64::new(0),
@@ -157,21 +169,39 @@ impl Channel {
             sender: tx.half.sender().map(Sender::figures).unwrap_or_default(),
             duplicates: rx.half.receiver().duplicates(),
             marks_in: rx.half.marks(),
+            flows_in: rx.half.receiver().flows(),
+            early: rx.half.receiver().early(),
         }
     }
 
-    /// Hands in what `push` puts into the sender: frames in order.
+    /// The flows that have sent most, the first of them first: at most so many.
+    pub fn talkers(&self, most: usize) -> Vec<FlowFigures> {
+        let tx = self.tx.lock();
+        let mut flows: Vec<_> = tx.half.sender().into_iter().flat_map(Sender::flows).collect();
+        drop(tx);
+        flows.sort_unstable_by_key(|flow| std::cmp::Reverse((flow.bytes, flow.key)));
+        flows.truncate(most);
+        flows
+    }
+
+    /// Hands in what `push` puts into the sender, which returns the bytes: frames in order. Also gives
+    /// the flows that are over their quota by now, whose senders are to be held back until
+    /// [`ChannelHost::resume`].
     pub fn send(
         self: &Arc<Self>,
         frames: u64,
         push: impl FnOnce(&mut Sender) -> u64,
-    ) -> SendStatus {
-        let Some(node) = self.node.upgrade() else { return SendStatus::Closed };
+    ) -> (SendStatus, Vec<u64>) {
+        let closed = (SendStatus::Closed, Vec::new());
+        let Some(node) = self.node.upgrade() else { return closed };
         let link;
         let status;
+        let hold;
         {
+            let now = Instant::now();
             let mut tx = self.tx.lock();
-            let Some(sender) = tx.half.sender_mut() else { return SendStatus::Closed };
+            let Some(sender) = tx.half.sender_mut() else { return closed };
+            sender.begin_batch(now);
             if let Some(news) = self.rx.try_lock().and_then(|mut rx| rx.half.take_piggyback()) {
                 sender.push_ack(news.next, news.credit);
             }
@@ -179,16 +209,51 @@ impl Channel {
             self.bytes_out.fetch_add(bytes, Ordering::Relaxed);
             self.frames_out.fetch_add(frames, Ordering::Relaxed);
             sender.end_batch();
-            link = self.transmit(&node, &mut tx, Instant::now());
+            hold = sender.take_hold();
+            link = self.announce(&node, &mut tx, now);
             tx.user_waits = true;
-            let ready = self.user_may_go_on(&mut tx, link.as_ref());
+            let ready = self.user_may_go_on(&node, &mut tx);
             status = if ready { SendStatus::Ready } else { SendStatus::Full };
         }
         if let Some(link) = link {
             link.flush(INLINE_BUDGET);
         }
         self.want_service(&node);
-        status
+        (status, hold)
+    }
+
+    /// Gives a link packets of one level, up to so many bytes; returns how many. Called by whoever writes
+    /// to the link, on any thread.
+    pub(crate) fn pull(
+        self: &Arc<Self>,
+        link: &Link,
+        level: Level,
+        bytes: usize,
+        now: Instant,
+        packets: &mut Vec<Packet>,
+    ) -> usize {
+        let mut guard = self.tx.lock();
+        let tx = &mut *guard;
+        if tx.on.as_ref().is_none_or(|on| on.id != link.id) {
+            link.remove_own(self.index.0);
+            return 0;
+        }
+        let mut taken = 0;
+        let mut ready = 0;
+        if let Some(sender) = tx.half.sender_mut() {
+            while taken < bytes
+                && let Some(packet) = sender.poll_level(now, level)
+            {
+                taken += packet.len();
+                packets.push(packet);
+            }
+            ready = sender.ready();
+            if tx.user_waits || sender.has_resume() {
+                link.wake_later(self);
+            }
+        }
+        link.own_done(self.index.0, level, taken, ready);
+        taken
     }
 
     /// Closes the channel from this end. Safe from any thread; the user is not told.
@@ -196,6 +261,7 @@ impl Channel {
         let Some(node) = self.node.upgrade() else { return };
         let now = Instant::now();
         let mut tx = self.tx.lock();
+        self.let_go(&node, &mut tx, now);
         if tx.half.close(reason, now) {
             self.rx.lock().half.end();
             node.channels.closing(self.index);
@@ -226,14 +292,14 @@ impl Channel {
 
     // ===== to the network =====
 
-    /// Sends what the outgoing half has to send.
+    /// Sends what the outgoing half has to send. On a thread of the runtime.
     fn carry_on(self: &Arc<Self>, node: &Arc<Node>, mut tx: MutexGuard<'_, Tx>, now: Instant) {
         if tx.half.is_unconfirmed() && self.rx.lock().half.is_over() {
             tx.half.confirm_end();
         }
-        let link = self.transmit(node, &mut tx, now);
+        let link = self.announce(node, &mut tx, now);
         self.state.store(tx.half.state() as u8, Ordering::SeqCst);
-        let writable = self.user_may_go_on(&mut tx, link.as_ref());
+        let writable = self.user_may_go_on(node, &mut tx);
         drop(tx);
         if let Some(link) = link {
             link.flush(INLINE_BUDGET);
@@ -255,11 +321,35 @@ impl Channel {
         }
     }
 
-    /// Moves packets to the link that leads to the peer; flush it afterwards, without the lock.
-    fn transmit(&self, node: &Node, tx: &mut Tx, now: Instant) -> Option<Arc<Link>> {
-        let link = node.next_hop(self.peer, u64::from(self.index.0))?;
-        link.queue_own(self.index.0, std::iter::from_fn(|| tx.half.poll_packet(now)));
+    /// Lets the link that leads to the peer know what there is to send; flush it afterwards, without the
+    /// lock.
+    fn announce(self: &Arc<Self>, node: &Node, tx: &mut Tx, now: Instant) -> Option<Arc<Link>> {
+        let Some(link) = node.next_hop(self.peer, u64::from(self.index.0)) else {
+            if let Some(on) = tx.on.take() {
+                on.remove_own(self.index.0);
+            }
+            return None;
+        };
+        while let Some(signal) = tx.half.poll_signal(now) {
+            link.queue_control(signal);
+        }
+        if tx.on.as_ref().is_none_or(|on| on.id != link.id)
+            && let Some(on) = tx.on.replace(link.clone())
+        {
+            on.remove_own(self.index.0);
+        }
+        link.set_own(self, tx.half.ready());
         Some(link)
+    }
+
+    /// The channel is about to be closed here: what may leave does so without it.
+    fn let_go(&self, node: &Node, tx: &mut Tx, now: Instant) {
+        let Some(sender) = tx.half.sender_mut() else { return };
+        let Some(link) = node.next_hop(self.peer, u64::from(self.index.0)) else { return };
+        let lane = Lane { pair: u64::from(self.index.0), label: 0, level: Level::Normal };
+        while let Some(packet) = sender.poll_packet(now) {
+            link.queue_transit(lane, packet, now);
+        }
     }
 
     fn send_ack(&self, node: &Node, ack: Option<Packet>) {
@@ -286,12 +376,12 @@ impl Channel {
         self.carry_on(node, tx, Instant::now());
     }
 
-    /// Whether the user, if it was told `Full`, may now hand in more; counts as told. If only the link
-    /// is in the way, it will call [`Channel::link_has_room`].
-    fn user_may_go_on(self: &Arc<Self>, tx: &mut Tx, link: Option<&Arc<Link>>) -> bool {
-        let over = self.count_retained(tx);
-        let held = tx.half.sender().is_none_or(Sender::is_held_back);
-        if !tx.user_waits || held || over || link.is_some_and(|link| link.is_full(self)) {
+    /// Whether the user, if it was told `Full`, may now hand in more; counts as told.
+    fn user_may_go_on(&self, node: &Node, tx: &mut Tx) -> bool {
+        let over = self.count_retained(node, tx);
+        let limit = node.config.channel_queue;
+        let queued = tx.half.sender().map_or(usize::MAX, |sender| sender.queued_bytes().0);
+        if !tx.user_waits || over || queued > limit {
             return false;
         }
         tx.user_waits = false;
@@ -299,8 +389,7 @@ impl Channel {
     }
 
     /// Brings the node's count of retained bytes up to date; whether this channel has its share.
-    fn count_retained(&self, tx: &mut Tx) -> bool {
-        let Some(node) = self.node.upgrade() else { return false };
+    fn count_retained(&self, node: &Node, tx: &mut Tx) -> bool {
         let now = tx.half.sender().map_or(0, |sender| {
             let (waiting, unacked) = sender.queued_bytes();
             waiting + unacked

@@ -57,8 +57,13 @@ pub struct NetConfig {
     pub control_queue: usize,
     /// Bytes of transit queued per link; beyond it the fattest queue loses its newest packet.
     pub relay_queue: usize,
-    /// Bytes of own traffic queued per link; beyond it channels stop fetching from the VM.
-    pub link_queue: usize,
+    /// Bytes that wait in a channel; beyond it no more is fetched from the VM, which then holds back all
+    /// senders of the channel.
+    pub channel_queue: usize,
+    /// Frames of different senders may overtake each other; otherwise a channel is one flow.
+    pub flows: bool,
+    /// Bytes that wait in the queue of one flow; beyond it its sender is held back.
+    pub flow_quota: usize,
     /// Half-open handshakes at once; one more evicts the oldest.
     pub max_half_open: usize,
     /// Links at once; one more is refused.

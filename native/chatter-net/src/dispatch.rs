@@ -31,6 +31,8 @@ pub(crate) struct Dispatch {
     /// Packets relayed in this read.
     relayed: u64,
     acks: Vec<Piggyback>,
+    /// When the first packet of this read was passed on.
+    now: Option<Instant>,
     /// The channel that the last packet was for: mostly also that of the next.
     last: Option<Arc<Channel>>,
 }
@@ -44,6 +46,7 @@ impl Dispatch {
             relayed_to: Vec::new(),
             relayed: 0,
             acks: Vec::new(),
+            now: None,
             last: None,
         }
     }
@@ -77,6 +80,7 @@ impl Dispatch {
                 channel.flush_sink(now);
             }
         }
+        self.now = None;
         if self.relayed > 0 {
             self.node.note_transit(std::mem::take(&mut self.relayed));
         }
@@ -219,11 +223,12 @@ impl Dispatch {
     }
 
     fn relay(&mut self, packet: Packet<'_>, header: &RoutedHeader) {
-        let hash = relay::flow_hash(header);
-        let Some(next) = self.node.next_hop(header.destination, hash) else {
+        let lane = relay::lane(packet.kind, header);
+        let Some(next) = self.node.next_hop(header.destination, relay::path_hash(&lane)) else {
             return self.refuse(packet.kind, header, DropReason::NoRoute);
         };
-        next.queue_transit(hash, relay::forward(packet, header), Instant::now());
+        let now = *self.now.get_or_insert_with(Instant::now);
+        next.queue_transit(lane, relay::forward(packet, header), now);
         self.link.stats.relayed.fetch_add(1, Ordering::Relaxed);
         self.relayed += 1;
         if !self.relayed_to.iter().any(|link| Arc::ptr_eq(link, &next)) {

@@ -124,7 +124,6 @@ pub(crate) async fn adopt(
     let (read, write) = socket.split(worker)?;
     let limits = LinkLimits {
         relay_queue: node.config.relay_queue,
-        link_queue: node.config.link_queue,
         control_queue: node.config.control_queue,
         room: node.control_room.clone(),
     };

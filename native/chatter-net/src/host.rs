@@ -29,6 +29,8 @@ pub trait ChannelHost: Send + Sync + 'static {
     fn opened(&self);
     /// The channel takes frames again after it was full.
     fn writable(&self);
+    /// Flows that were over their quota have got below half of it: their senders may go on.
+    fn resume(&self, flows: Vec<u64>);
     /// For the embedder to find its own type again.
     fn as_any(&self) -> &(dyn std::any::Any + Send + Sync);
 }

@@ -5,15 +5,17 @@
 //! writes at a time; the others leave their packets to it and go on. When the socket is full, or a
 //! caller has done its share, the writer task takes over.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use chatter_core::crypto::record::{RecordError, Sealer};
 use chatter_core::ids::LinkId;
-use chatter_core::sched::{Scheduler, SchedulerLimits};
+use chatter_core::sched::fair::Level;
+use chatter_core::sched::{Lane, Scheduler, SchedulerLimits, Turn};
 use chatter_core::wire::identity::Identity;
 use chatter_core::wire::packet::Packet;
 use parking_lot::Mutex;
@@ -22,16 +24,18 @@ use tokio::sync::Notify;
 use crate::channel::Channel;
 use crate::transport::{Transport, WriteHalf};
 
-/// Bytes taken from the scheduler for one write: few enough that what is queued later can still
-/// overtake, enough that a system call is worth its cost.
+/// Bounds of the bytes taken from the scheduler for one write: few enough that what is queued later can
+/// still overtake, enough that a system call is worth its cost. Between them, what the link carries in
+/// [`LOWAT_TIME`].
 const FILL_BYTES: usize = 128 * 1024;
+const FILL_MIN: usize = 16 * 1024;
 
 /// Unsent bytes that the kernel may hold: what the link carries in [`LOWAT_TIME`], within these bounds.
 /// More would be a queue behind the scheduler; less, and the link idles until the writer is awake.
-pub(crate) const LOWAT_START: u32 = 128 * 1024;
-const LOWAT_MIN: f64 = 32.0 * 1024.0;
+pub(crate) const LOWAT_START: u32 = 64 * 1024;
+const LOWAT_MIN: f64 = 16.0 * 1024.0;
 const LOWAT_MAX: f64 = 2048.0 * 1024.0;
-const LOWAT_TIME: Duration = Duration::from_millis(2);
+const LOWAT_TIME: Duration = Duration::from_micros(500);
 
 /// Bytes of control packets queued, those of the data plane included: beyond it new ones are dropped.
 const CONTROL_BYTES: usize = 4 * 1024 * 1024;
@@ -81,13 +85,11 @@ pub struct Link {
     pub heard_ms: AtomicU64,
     /// Ends the link's tasks.
     pub(crate) close: Notify,
-    queue: Mutex<Scheduler>,
-    queue_limit: usize,
+    queue: Mutex<Queues>,
     control_limit: usize,
     /// The control plane waits for `room`.
     control_waits: AtomicBool,
     room: Arc<Notify>,
-    own_bytes: AtomicUsize,
     io: Mutex<LinkIo>,
     socket: WriteHalf,
     work: AtomicBool,
@@ -95,6 +97,12 @@ pub struct Link {
     closed: AtomicBool,
     waiting: Mutex<Vec<Arc<Channel>>>,
     has_waiting: AtomicBool,
+}
+
+/// The scheduler, and the channels that it knows by their indexes.
+struct Queues {
+    sched: Scheduler,
+    channels: HashMap<u32, Arc<Channel>>,
 }
 
 struct LinkIo {
@@ -139,15 +147,16 @@ impl Link {
             stats: LinkStats::default(),
             heard_ms: AtomicU64::new(0),
             close: Notify::new(),
-            queue: Mutex::new(Scheduler::new(SchedulerLimits {
-                transit_bytes: limits.relay_queue,
-                control_bytes: CONTROL_BYTES,
-            })),
-            queue_limit: limits.link_queue,
+            queue: Mutex::new(Queues {
+                sched: Scheduler::new(SchedulerLimits {
+                    transit_bytes: limits.relay_queue,
+                    control_bytes: CONTROL_BYTES,
+                }),
+                channels: HashMap::new(),
+            }),
             control_limit: limits.control_queue,
             control_waits: AtomicBool::new(false),
             room: limits.room,
-            own_bytes: AtomicUsize::new(0),
             io: Mutex::new(LinkIo {
                 sealer,
                 out: Vec::new(),
@@ -171,13 +180,13 @@ impl Link {
 
     /// Queues a control packet. Flush afterwards.
     pub fn queue_control(&self, packet: Packet) {
-        self.queue.lock().push_control(packet);
+        self.queue.lock().sched.push_control(packet);
     }
 
     /// Whether the control plane should wait with more; it is told when it need not any longer.
     pub(crate) fn is_control_full(&self) -> bool {
         let queue = self.queue.lock();
-        let full = queue.control_bytes() > self.control_limit;
+        let full = queue.sched.control_bytes() > self.control_limit;
         if full {
             self.control_waits.store(true, Ordering::Relaxed);
         }
@@ -189,50 +198,80 @@ impl Link {
         self.control_waits.load(Ordering::Relaxed)
     }
 
-    /// Queues packets of an own channel. Flush afterwards.
-    pub fn queue_own(&self, channel: u32, packets: impl Iterator<Item = Packet>) {
+    /// A channel of this node has packets at these levels (bits), and at no others. Called under the lock
+    /// of its outgoing half, so that news overtake no older ones. Flush afterwards.
+    pub(crate) fn set_own(&self, channel: &Arc<Channel>, ready: u8) {
+        let index = channel.index.0;
         let mut queue = self.queue.lock();
-        for packet in packets {
-            queue.push_own(channel, packet);
+        queue.sched.set_own(index, ready);
+        if ready != 0 {
+            queue.channels.entry(index).or_insert_with(|| channel.clone());
         }
-        self.own_bytes.store(queue.own_bytes(), Ordering::Relaxed);
+    }
+
+    /// A channel has had its turn; called as [`Link::set_own`] is.
+    pub(crate) fn own_done(&self, channel: u32, level: Level, bytes: usize, ready: u8) {
+        let mut queue = self.queue.lock();
+        queue.sched.own_done(channel, level, bytes, ready);
+        if ready == 0 {
+            queue.channels.remove(&channel);
+        }
+    }
+
+    /// A channel has nothing here any more.
+    pub(crate) fn remove_own(&self, channel: u32) {
+        let mut queue = self.queue.lock();
+        queue.sched.remove_own(channel);
+        queue.channels.remove(&channel);
     }
 
     /// Queues a packet for another node. Flush afterwards.
-    pub fn queue_transit(&self, hash: u64, packet: Packet, now: Instant) {
-        self.queue.lock().push_transit(hash, packet, now);
+    pub fn queue_transit(&self, lane: Lane, packet: Packet, now: Instant) {
+        self.queue.lock().sched.push_transit(lane, packet, now);
     }
 
-    /// Takes what waits here for other nodes, with the hash of its flow.
-    pub(crate) fn take_transit(&self) -> Vec<(u64, Packet)> {
-        self.queue.lock().take_transit()
+    /// Takes what waits here for other nodes, with where it was queued.
+    pub(crate) fn take_transit(&self) -> Vec<(Lane, Packet)> {
+        self.queue.lock().sched.take_transit()
     }
 
-    /// Whether own traffic has reached its bound here. If so, `channel` is told when it is over.
-    pub(crate) fn is_full(&self, channel: &Arc<Channel>) -> bool {
-        if self.own_bytes.load(Ordering::Relaxed) <= self.queue_limit {
-            return false;
-        }
+    /// Has the writer task tell the user of a channel what has become of its queue: whoever writes now
+    /// may not.
+    pub(crate) fn wake_later(&self, channel: &Arc<Channel>) {
         let mut waiting = self.waiting.lock();
         if !waiting.iter().any(|known| Arc::ptr_eq(known, channel)) {
             waiting.push(channel.clone());
         }
         drop(waiting);
         self.has_waiting.store(true, Ordering::SeqCst);
-        // It may have drained since: then nobody else would come by.
-        self.writer.notify_one();
-        true
     }
 
     /// Bytes queued of the control plane, and of acknowledgements and answers.
     pub fn control_bytes(&self) -> usize {
-        self.queue.lock().control_bytes()
+        self.queue.lock().sched.control_bytes()
     }
 
-    /// Bytes queued for own channels and in transit, and packets dropped and marked.
-    pub fn queue_figures(&self) -> (usize, usize, u64, u64) {
-        let queue = self.queue.lock();
-        (queue.own_bytes(), queue.transit_bytes(), queue.dropped(), queue.marked())
+    /// Live figures of the queues.
+    pub fn queue_figures(&self) -> QueueFigures {
+        let (channels, mut figures) = {
+            let queue = self.queue.lock();
+            let figures = QueueFigures {
+                own_bytes: 0,
+                transit_bytes: queue.sched.transit_bytes(),
+                dropped: queue.sched.dropped(),
+                marked: queue.sched.marked(),
+                late: queue.sched.late(),
+                transit_delay: queue.sched.transit_delay(),
+                own_delay: Duration::ZERO,
+            };
+            (queue.channels.values().cloned().collect::<Vec<_>>(), figures)
+        };
+        for channel in channels {
+            let sender = channel.figures().sender;
+            figures.own_bytes += sender.waiting_bytes;
+            figures.own_delay = figures.own_delay.max(sender.queue_delay);
+        }
+        figures
     }
 
     /// Whether the link has been closed.
@@ -243,7 +282,7 @@ impl Link {
     /// Whether nothing waits to be written, neither here nor in the writer's hands.
     pub fn is_drained(&self) -> bool {
         let io = self.io.lock();
-        io.written == io.end && self.queue.lock().is_empty()
+        io.written == io.end && self.queue.lock().sched.is_empty()
     }
 
     /// Closes the link; its tasks end and report it to the control plane.
@@ -287,7 +326,7 @@ impl Link {
                     return;
                 }
                 self.work.store(false, Ordering::SeqCst);
-                let outcome = self.io.lock().drain(&self, FILL_BYTES * 4);
+                let outcome = self.io.lock().drain(&self, FILL_BYTES);
                 self.wake_waiting();
                 match outcome {
                     Outcome::Drained if self.work.load(Ordering::SeqCst) => {}
@@ -296,6 +335,8 @@ impl Link {
                         if self.socket.writable().await.is_err() {
                             return self.close();
                         }
+                        // The reader of this link is on the same thread.
+                        tokio::task::yield_now().await;
                     }
                     Outcome::Failed => return self.close(),
                 }
@@ -304,25 +345,40 @@ impl Link {
     }
 
     fn wake_waiting(&self) {
-        if !self.has_waiting.load(Ordering::SeqCst)
-            || self.own_bytes.load(Ordering::Relaxed) > self.queue_limit / 2
-        {
-            return;
-        }
-        let waiting = {
-            let mut waiting = self.waiting.lock();
-            self.has_waiting.store(false, Ordering::SeqCst);
-            std::mem::take(&mut *waiting)
-        };
-        for channel in waiting {
-            channel.link_has_room();
+        if self.has_waiting.swap(false, Ordering::SeqCst) {
+            let waiting = std::mem::take(&mut *self.waiting.lock());
+            waiting.iter().for_each(Channel::wake_user);
         }
     }
 
-    /// Takes the channels that waited for this link, when it is gone.
-    pub(crate) fn take_waiting(&self) -> Vec<Arc<Channel>> {
-        std::mem::take(&mut *self.waiting.lock())
+    /// Takes the channels that have something here, and those that waited, when the link is gone.
+    pub(crate) fn take_channels(&self) -> Vec<Arc<Channel>> {
+        let mut channels = std::mem::take(&mut *self.waiting.lock());
+        let mut queue = self.queue.lock();
+        let known = std::mem::take(&mut queue.channels);
+        known.keys().for_each(|index| queue.sched.remove_own(*index));
+        channels.extend(known.into_values());
+        channels
     }
+}
+
+/// Live figures of a link's queues; bytes now, packets since the link came up.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct QueueFigures {
+    /// Bytes that wait in the channels of this node that use the link.
+    pub own_bytes: usize,
+    /// Bytes that wait here for other nodes.
+    pub transit_bytes: usize,
+    /// Packets dropped because a limit was reached.
+    pub dropped: u64,
+    /// Packets that left with a mark.
+    pub marked: u64,
+    /// Packets dropped because nobody wanted them any more.
+    pub late: u64,
+    /// How long packets of other nodes wait here, smoothed.
+    pub transit_delay: Duration,
+    /// How long packets of the channels of this node that use the link now wait, smoothed: the longest.
+    pub own_delay: Duration,
 }
 
 /// Bounds of a link's queues, in bytes.
@@ -330,8 +386,6 @@ impl Link {
 pub struct LinkLimits {
     /// See [`crate::config::NetConfig::relay_queue`].
     pub relay_queue: usize,
-    /// See [`crate::config::NetConfig::link_queue`].
-    pub link_queue: usize,
     /// See [`crate::config::NetConfig::control_queue`].
     pub control_queue: usize,
     /// Told when half of `control_queue` is free, if it was full before.
@@ -392,25 +446,38 @@ impl LinkIo {
         }
     }
 
-    /// Takes the next packets from the scheduler.
+    /// Takes the next packets from the scheduler, and from the channels whose turn it is.
     fn take_batch(&mut self, link: &Link) {
+        let fill = (self.lowat as usize).clamp(FILL_MIN, FILL_BYTES);
         let mut bytes = 0;
         let now = Instant::now();
-        {
-            let mut queue = link.queue.lock();
-            while bytes < FILL_BYTES {
-                let Some(packet) = queue.pop(now) else { break };
-                bytes += packet.len();
-                self.batch.push(packet);
-            }
-            link.own_bytes.store(queue.own_bytes(), Ordering::Relaxed);
-            if link.control_waits.load(Ordering::Relaxed)
-                && queue.control_bytes() <= link.control_limit / 2
-            {
-                link.control_waits.store(false, Ordering::Relaxed);
-                link.room.notify_one();
+        let mut queue = link.queue.lock();
+        while bytes < fill {
+            match queue.sched.next(now) {
+                None => break,
+                Some(Turn::Packet(packet)) => {
+                    bytes += packet.len();
+                    self.batch.push(packet);
+                }
+                Some(Turn::Own { channel, level, bytes: turn }) => {
+                    let Some(channel) = queue.channels.get(&channel).cloned() else {
+                        queue.sched.remove_own(channel);
+                        continue;
+                    };
+                    drop(queue);
+                    let turn = turn.min(fill - bytes);
+                    bytes += channel.pull(link, level, turn, now, &mut self.batch);
+                    queue = link.queue.lock();
+                }
             }
         }
+        if link.control_waits.load(Ordering::Relaxed)
+            && queue.sched.control_bytes() <= link.control_limit / 2
+        {
+            link.control_waits.store(false, Ordering::Relaxed);
+            link.room.notify_one();
+        }
+        drop(queue);
         if link.has_waiting.load(Ordering::SeqCst) {
             link.writer.notify_one();
         }

@@ -145,6 +145,7 @@ impl Node {
             name: me.name.clone(),
             window: config.channel_window,
             max_frame: config.max_frame,
+            flow_quota: config.flow_quota,
             setup_retry: config.setup_retry,
             gap_timeout: config.gap_timeout.max(config.patience()),
         });
@@ -302,7 +303,7 @@ impl Node {
     /// wait to be.
     pub fn transit(&self) -> (Duration, usize) {
         let idle_ms = self.now_ms().saturating_sub(self.transit_ms.load(Ordering::Relaxed));
-        let waiting = self.links().iter().map(|link| link.queue_figures().1).sum();
+        let waiting = self.links().iter().map(|link| link.queue_figures().transit_bytes).sum();
         (Duration::from_millis(idle_ms), waiting)
     }
 
@@ -368,14 +369,15 @@ impl Node {
     pub(crate) fn rescue_transit(&self, dead: &Link) {
         let now = Instant::now();
         let mut links: Vec<Arc<Link>> = Vec::new();
-        for (hash, packet) in dead.take_transit() {
+        for (lane, packet) in dead.take_transit() {
             let destination = routed::destination(&packet);
-            let way = destination.and_then(|destination| self.next_hop(destination, hash));
+            let way = destination
+                .and_then(|destination| self.next_hop(destination, relay::path_hash(&lane)));
             let Some(link) = way.filter(|link| link.id != dead.id) else {
                 self.stats.relay_drops.fetch_add(1, Ordering::Relaxed);
                 continue;
             };
-            link.queue_transit(hash, packet, now);
+            link.queue_transit(lane, packet, now);
             self.stats.rescued.fetch_add(1, Ordering::Relaxed);
             if !links.iter().any(|known| known.id == link.id) {
                 links.push(link);

@@ -34,8 +34,8 @@ pub(crate) async fn run(node: Arc<Node>, link: Arc<Link>, mut socket: ReadHalf, 
     node.remove_link(&link);
     node.rescue_transit(&link);
     node.control.send(Input::LinkDown(link.id)).await.ok();
-    for channel in link.take_waiting() {
-        channel.link_has_room();
+    for channel in link.take_channels() {
+        channel.leave_link();
     }
 }
 

@@ -4,7 +4,7 @@ rustler::atoms! {
     ok, error, undefined, none, name, address,
     // events
     chatter, chatter_event, chatter_log, chatter_accept, chatter_ready, more, idle,
-    chatter_writable, opened, handshake, closed, dial, node_up, node_down, node_lost, node_found,
+    chatter_writable, chatter_resume, hold, all, late, opened, handshake, closed, dial, node_up, node_down, node_lost, node_found,
     node_named, name_clash, dial_failed,
     // results
     full, no_route, not_started, already_started, busy, port, id, incarnation,
@@ -14,7 +14,9 @@ rustler::atoms! {
     peer, peer_id, remote, transport, tcp, unix, state, since_ms, rtt_us, metric, dialled, bytes_in, bytes_out, packets_in,
     packets_out, relayed, queued_own, queued_transit, dropped, marked, blocked, up, sync, opening, open,
     closing, frames_out, grants, waiting_bytes, unacked_bytes, retransmits, duplicates, srtt_us, window,
-    window_cuts, marks_out, marks_in, credit, rescued,
+    window_cuts, flows, flows_retired, flows_in, fences, chunks, held, early, given_up, packets, high,
+    urgent, normal, low, talkers, sender, frames, bytes, queued, queue_delay_us, max_queue_delay_us,
+    own_delay_us, transit_delay_us, marks_out, marks_in, credit, rescued,
     channels, links, nodes, relay_drops, unreachable_notices, refused_connections,
     evicted_handshakes, lsdb_size, neighbours, draining, transit_packets, transit_idle_ms,
     // log levels

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use chatter_core::channel::CHUNK_LEN;
+use chatter_core::channel::options::SendOptions;
+use chatter_core::flow::FrameReader;
 use chatter_core::wire::data::{ITEM_HEADER_LEN, ResetReason};
 use chatter_net::channel::{Channel, SendStatus, State};
 use parking_lot::Mutex;
@@ -14,10 +16,11 @@ use rustler::{
 };
 
 use crate::atoms;
-use crate::host::BeamChannel;
+use crate::host::{BeamChannel, senders};
 use crate::node::current;
 use crate::pinned;
-use crate::sink::{BeamSink, Taken, reason_atom};
+use crate::sink::{BeamSink, reason_atom};
+use crate::waiting::Taken;
 
 /// Bytes, or frames, that use up a whole time slice: what is done for them, in the NIF and by the VM
 /// before or after it, takes about a millisecond.
@@ -35,6 +38,8 @@ pub(crate) struct ChannelRef {
     channel: Arc<Channel>,
     /// `mf_getstat` must show progress while the other node is known to be alive.
     ticks: AtomicU64,
+    /// Finds the flows of frames; only the controller comes here. `None` if all frames are one flow.
+    reader: Option<Mutex<FrameReader>>,
     /// Fetched from the sink, not yet handed over; only the input process comes here.
     taken: Mutex<Taken>,
 }
@@ -56,7 +61,9 @@ impl Drop for ChannelRef {
 
 impl ChannelRef {
     pub(crate) fn new(channel: Arc<Channel>) -> Self {
-        let this = Self { channel, ticks: AtomicU64::new(0), taken: Mutex::default() };
+        let flows = current().is_none_or(|node| node.config.flows);
+        let reader = flows.then(Mutex::default);
+        let this = Self { channel, ticks: AtomicU64::new(0), reader, taken: Mutex::default() };
         if let Some(host) = this.host() {
             host.set_index(this.channel.index.0);
         }
@@ -126,6 +133,15 @@ fn controller(env: Env, channel: ResourceArc<ChannelRef>, pid: LocalPid) -> Atom
     atoms::ok()
 }
 
+/// `governor(Channel, Pid) -> ok`: who is told of senders that may go on.
+#[rustler::nif]
+fn governor(channel: ResourceArc<ChannelRef>, pid: LocalPid) -> Atom {
+    if let Some(host) = channel.host() {
+        host.set_governor(pid);
+    }
+    atoms::ok()
+}
+
 /// `input(Channel) -> ok`: the caller fetches frames from now on.
 #[rustler::nif]
 fn input(env: Env, channel: ResourceArc<ChannelRef>) -> NifResult<Atom> {
@@ -142,11 +158,12 @@ fn fetch<'a>(env: Env<'a>, channel: ResourceArc<ChannelRef>, granted: u64) -> Ni
     }
     let mut taken = channel.taken.lock();
     let refilled = taken.is_empty();
-    let closed = if refilled { channel.with_sink(|sink| sink.take(&mut taken))? } else { None };
+    let (more, closed) =
+        if refilled { channel.with_sink(|sink| sink.take(&mut taken))? } else { (true, None) };
     let (frames, cost) = taken.fetch(env);
     charge(env, cost as usize, frames.len());
     let state = match closed {
-        _ if !taken.is_empty() || !refilled => atoms::more(),
+        _ if more || !taken.is_empty() => atoms::more(),
         Some(_) if !frames.is_empty() => atoms::more(),
         Some(reason) => reason_atom(reason),
         None => atoms::idle(),
@@ -157,16 +174,22 @@ fn fetch<'a>(env: Env<'a>, channel: ResourceArc<ChannelRef>, granted: u64) -> Ni
 /// `handshake(Channel, Message) -> ok | closed`.
 #[rustler::nif]
 fn handshake(channel: ResourceArc<ChannelRef>, message: Binary) -> Atom {
-    let status = channel.channel.send(0, |sender| {
+    let (status, _) = channel.channel.send(0, |sender| {
         sender.push_handshake(message.as_slice());
         message.len() as u64
     });
     status_atom(status)
 }
 
-/// `send(Channel, Frames) -> ok | full | closed`. Frames are lists of binaries, the last one first.
+/// `send(Channel, Frames) -> Status | {hold, [Sender], Status}`, Status `ok | full | closed`. Frames are
+/// lists of binaries, the last one first. Senders, each `{Id, Serial}` of a local process, have too much
+/// queued, until the governor gets `{chatter_resume, [Sender]}`.
 #[rustler::nif]
-fn send<'a>(env: Env<'a>, channel: ResourceArc<ChannelRef>, frames: Term<'a>) -> NifResult<Atom> {
+fn send<'a>(
+    env: Env<'a>,
+    channel: ResourceArc<ChannelRef>,
+    frames: Term<'a>,
+) -> NifResult<Term<'a>> {
     let mut list: Vec<Term> = Vec::with_capacity(64);
     list.extend(frames.decode::<ListIterator>()?);
     let mut pieces: Vec<Binary> = Vec::with_capacity(4 * list.len());
@@ -181,23 +204,34 @@ fn send<'a>(env: Env<'a>, channel: ResourceArc<ChannelRef>, frames: Term<'a>) ->
         ends.push((pieces.len(), total));
     }
     let bytes: usize = ends.iter().map(|(_, total)| total).sum();
-    let status = channel.channel.send(ends.len() as u64, |sender| {
+    let mut reader = channel.reader.as_ref().map(Mutex::lock);
+    let mut options = SendOptions::default();
+    let (status, hold) = channel.channel.send(ends.len() as u64, |sender| {
         sender.expect(bytes + ends.len() * ITEM_HEADER_LEN);
         let mut start = 0;
+        let mut slices: Vec<&[u8]> = Vec::new();
         for &(end, total) in &ends {
+            slices.clear();
+            slices.extend(pieces[start..end].iter().map(Binary::as_slice));
+            if let Some(reader) = reader.as_mut() {
+                options.flow = reader.read(&slices).key;
+            }
             if total > CHUNK_LEN {
                 let pieces: Vec<Bytes> = pieces[start..end].iter().map(pinned::bytes).collect();
-                sender.push_large_frame(&pieces, total);
+                sender.push_large_frame(&options, &pieces, total);
             } else {
-                let pieces: Vec<&[u8]> = pieces[start..end].iter().map(Binary::as_slice).collect();
-                sender.push_frame(&pieces, total);
+                sender.push_frame(&options, &slices, total);
             }
             start = end;
         }
         bytes as u64
     });
     charge(env, bytes, ends.len());
-    Ok(status_atom(status))
+    let status = status_atom(status);
+    if hold.is_empty() || reader.is_none() {
+        return Ok(status.encode(env));
+    }
+    Ok((atoms::hold(), senders(hold), status).encode(env))
 }
 
 /// `grant(Channel, Cost) -> ok`: the VM has taken frames of that cost.

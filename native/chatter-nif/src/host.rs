@@ -69,6 +69,11 @@ impl BeamHost {
     }
 }
 
+/// Keys of flows as Erlang knows their senders: the ID and the serial of a local process.
+pub(crate) fn senders(keys: Vec<u64>) -> Vec<(u32, u32)> {
+    keys.into_iter().map(|key| ((key >> 32) as u32, key as u32)).collect()
+}
+
 /// A string of the network as a binary: never an atom.
 pub(crate) fn bin<'a>(env: Env<'a>, text: &str) -> Term<'a> {
     rustler::NewBinary::from_slice(env, text.as_bytes()).into()
@@ -123,6 +128,7 @@ pub(crate) struct BeamChannel {
     index: AtomicU32,
     owner: Mutex<Option<LocalPid>>,
     controller: Mutex<Option<LocalPid>>,
+    governor: Mutex<Option<LocalPid>>,
 }
 
 impl BeamChannel {
@@ -137,6 +143,10 @@ impl BeamChannel {
 
     pub(crate) fn set_owner(&self, pid: LocalPid) {
         *self.owner.lock() = Some(pid);
+    }
+
+    pub(crate) fn set_governor(&self, pid: LocalPid) {
+        *self.governor.lock() = Some(pid);
     }
 
     pub(crate) fn set_controller(&self, pid: LocalPid) {
@@ -156,6 +166,12 @@ impl ChannelHost for BeamChannel {
         let Some(controller) = *self.controller.lock() else { return };
         let _ = OwnedEnv::new()
             .send_and_clear(&controller, |env| atoms::chatter_writable().encode(env));
+    }
+
+    fn resume(&self, flows: Vec<u64>) {
+        let Some(governor) = *self.governor.lock() else { return };
+        let _ = OwnedEnv::new()
+            .send_and_clear(&governor, |env| (atoms::chatter_resume(), senders(flows)).encode(env));
     }
 
     fn as_any(&self) -> &(dyn Any + Send + Sync) {

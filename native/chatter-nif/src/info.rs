@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use chatter_core::control::{Control, LinkState};
 use chatter_net::channel::{Channel, State};
@@ -13,8 +13,11 @@ use chatter_net::transport::Transport;
 use rustler::{Atom, Encoder, Env, NewBinary, OwnedEnv, Reference, Term};
 
 use crate::atoms;
-use crate::host::{bin, encode_spec};
+use crate::host::{bin, encode_spec, senders};
 use crate::node::current;
+
+/// Flows shown of a channel.
+const TALKERS: usize = 5;
 
 type Pairs<'a> = Vec<(rustler::Atom, Term<'a>)>;
 
@@ -185,7 +188,8 @@ fn transport_atom(transport: Transport) -> Atom {
 }
 
 fn link_figures<'a>(env: Env<'a>, link: &Link) -> Pairs<'a> {
-    let (own, transit, dropped, marked) = link.queue_figures();
+    let queues = link.queue_figures();
+    let micros = |delay: Duration| (delay.as_micros() as u64).encode(env);
     let s = &link.stats;
     let count =
         |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed).encode(env);
@@ -200,10 +204,13 @@ fn link_figures<'a>(env: Env<'a>, link: &Link) -> Pairs<'a> {
         (atoms::packets_out(), count(&s.packets_out)),
         (atoms::relayed(), count(&s.relayed)),
         (atoms::blocked(), count(&s.blocked)),
-        (atoms::queued_own(), own.encode(env)),
-        (atoms::queued_transit(), transit.encode(env)),
-        (atoms::dropped(), dropped.encode(env)),
-        (atoms::marked(), marked.encode(env)),
+        (atoms::queued_own(), queues.own_bytes.encode(env)),
+        (atoms::own_delay_us(), micros(queues.own_delay)),
+        (atoms::queued_transit(), queues.transit_bytes.encode(env)),
+        (atoms::transit_delay_us(), micros(queues.transit_delay)),
+        (atoms::dropped(), queues.dropped.encode(env)),
+        (atoms::marked(), queues.marked.encode(env)),
+        (atoms::late(), queues.late.encode(env)),
     ]
 }
 
@@ -215,6 +222,24 @@ fn channel_figures<'a>(env: Env<'a>, channel: &Channel) -> Term<'a> {
         State::Closing => atoms::closing(),
         State::Closed => atoms::closed(),
     };
+    let micros = |delay: Duration| (delay.as_micros() as u64).encode(env);
+    let levels = [atoms::high(), atoms::urgent(), atoms::normal(), atoms::low()];
+    let packets = levels.into_iter().zip(f.sender.flows.packets);
+    let packets = packets.map(|(level, count)| (level, count.encode(env))).collect();
+    let talkers: Vec<Term> = channel
+        .talkers(TALKERS)
+        .into_iter()
+        .map(|flow| {
+            let sender = senders(vec![flow.key])[0];
+            let figures = vec![
+                (atoms::sender(), sender.encode(env)),
+                (atoms::frames(), flow.items.encode(env)),
+                (atoms::bytes(), flow.bytes.encode(env)),
+                (atoms::queued(), flow.queued.encode(env)),
+            ];
+            map(env, figures)
+        })
+        .collect();
     let srtt_us = f.sender.srtt.map_or(0, |srtt| srtt.as_micros() as u64);
     let open = || atoms::credit().encode(env);
     let window = f.sender.window.map_or_else(open, |bytes| bytes.encode(env));
@@ -234,6 +259,19 @@ fn channel_figures<'a>(env: Env<'a>, channel: &Channel) -> Term<'a> {
             (atoms::window_cuts(), f.sender.window_cuts.encode(env)),
             (atoms::marks_out(), f.sender.marks.encode(env)),
             (atoms::marks_in(), f.marks_in.encode(env)),
+            (atoms::queue_delay_us(), micros(f.sender.queue_delay)),
+            (atoms::max_queue_delay_us(), micros(f.sender.max_queue_delay)),
+            (atoms::flows(), f.sender.flows.flows.encode(env)),
+            (atoms::flows_retired(), f.sender.flows.retired.encode(env)),
+            (atoms::flows_in(), f.flows_in.encode(env)),
+            (atoms::fences(), f.sender.flows.fences.encode(env)),
+            (atoms::chunks(), f.sender.flows.chunks.encode(env)),
+            (atoms::held(), f.sender.flows.held.encode(env)),
+            (atoms::late(), f.sender.flows.late.encode(env)),
+            (atoms::given_up(), f.sender.flows.given_up.encode(env)),
+            (atoms::early(), f.early.encode(env)),
+            (atoms::packets(), map(env, packets)),
+            (atoms::talkers(), talkers.encode(env)),
         ],
     )
 }

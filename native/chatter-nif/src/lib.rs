@@ -12,6 +12,7 @@ mod log;
 mod node;
 mod pinned;
 mod sink;
+mod waiting;
 
 fn load(_env: rustler::Env, _info: rustler::Term) -> bool {
     log::install();

@@ -4,61 +4,17 @@
 //! told once that there are some. They become binaries in its own call: on a scheduler, whose
 //! allocators need no lock, each an exact-size binary of its own.
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use chatter_core::channel::receive::Sink;
 use chatter_core::wire::data::ResetReason;
 use chatter_net::host::ChannelSink;
-use rustler::{Atom, Encoder, Env, LocalPid, NewBinary, OwnedBinary, OwnedEnv, Term};
+use rustler::{Atom, Encoder, LocalPid, NewBinary, OwnedBinary, OwnedEnv, Term};
 
 use crate::atoms;
 use crate::host::BeamChannel;
-
-/// A frame that waits: small ones share a buffer until their binaries are made.
-enum Frame {
-    Small { start: usize, len: usize },
-    Large(OwnedBinary),
-}
-
-/// Frames from this length on are put into a binary of their own at once: copying twice would cost
-/// more than a lock.
-const LARGE: usize = 8 * 1024;
-
-/// Bytes of small frames, and frames, that one call turns into binaries: well below a millisecond.
-const FETCH_BYTES: usize = 256 * 1024;
-const FETCH_FRAMES: usize = 256;
-
-/// Frames that the input process has taken and not yet turned into binaries.
-#[derive(Default)]
-pub(crate) struct Taken {
-    frames: VecDeque<(Frame, u64)>,
-    small: Vec<u8>,
-}
-
-impl Taken {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.frames.is_empty()
-    }
-
-    /// Turns the next frames into binaries; also gives their cost.
-    pub(crate) fn fetch<'a>(&mut self, env: Env<'a>) -> (Vec<Term<'a>>, u64) {
-        let mut frames = Vec::with_capacity(self.frames.len().min(FETCH_FRAMES));
-        let (mut bytes, mut total_cost) = (0, 0);
-        while bytes < FETCH_BYTES && frames.len() < FETCH_FRAMES {
-            let Some((frame, cost)) = self.frames.pop_front() else { break };
-            total_cost += cost;
-            frames.push(match frame {
-                Frame::Small { start, len } => {
-                    bytes += len;
-                    NewBinary::from_slice(env, &self.small[start..start + len]).into()
-                }
-                Frame::Large(binary) => binary.release(env).to_term(env),
-            });
-        }
-        (frames, total_cost)
-    }
-}
+use crate::waiting::{Taken, Waiting};
 
 /// What is reserved for a frame before its bytes have come: all of a fragment of the VM, but not what
 /// a peer only announces.
@@ -89,11 +45,12 @@ pub(crate) struct BeamSink {
     env: OwnedEnv,
     input: Option<LocalPid>,
     owner: Option<LocalPid>,
-    waiting: Taken,
+    waiting: Waiting,
     /// The input process has been told and has not fetched everything since.
     told: bool,
     handshakes: Vec<(Vec<u8>, u64)>,
-    assembly: Option<Assembly>,
+    /// Frames that are being put together, by flow.
+    assemblies: HashMap<Option<u32>, Assembly>,
     closed: Option<ResetReason>,
 }
 
@@ -119,10 +76,10 @@ impl BeamSink {
             env: OwnedEnv::new(),
             input: None,
             owner: None,
-            waiting: Taken::default(),
+            waiting: Waiting::default(),
             told: true,
             handshakes: Vec::new(),
-            assembly: None,
+            assemblies: HashMap::new(),
             closed: None,
         }
     }
@@ -142,13 +99,13 @@ impl BeamSink {
         self.told = true;
     }
 
-    /// Exchanges all frames that wait against an empty `taken`; tells why the channel is over, if it
-    /// is. The input process will be told of the next frames.
-    pub(crate) fn take(&mut self, taken: &mut Taken) -> Option<ResetReason> {
-        taken.small.clear();
-        std::mem::swap(&mut self.waiting, taken);
-        self.told = false;
-        self.closed
+    /// Moves the next frames that wait into an empty `taken`; tells why the channel is over, if it is and
+    /// nothing is left. When nothing is left, the input process will be told of the next frames.
+    pub(crate) fn take(&mut self, taken: &mut Taken) -> (bool, Option<ResetReason>) {
+        taken.refill(&mut self.waiting);
+        let more = !self.waiting.is_empty();
+        self.told = more;
+        (more, self.closed.filter(|_| !more))
     }
 }
 
@@ -167,31 +124,24 @@ pub(crate) fn reason_atom(reason: ResetReason) -> Atom {
 }
 
 impl Sink for BeamSink {
-    fn frame(&mut self, frame: &[u8], cost: u64) {
-        let frame = if frame.len() >= LARGE {
-            Frame::Large(OwnedBinary::from_slice(frame))
-        } else {
-            let start = self.waiting.small.len();
-            self.waiting.small.extend_from_slice(frame);
-            Frame::Small { start, len: frame.len() }
-        };
-        self.waiting.frames.push_back((frame, cost));
+    fn frame(&mut self, flow: Option<u32>, frame: &[u8], cost: u64) {
+        self.waiting.push(flow, frame, cost);
     }
 
-    fn frame_start(&mut self, total: usize) {
+    fn frame_start(&mut self, flow: Option<u32>, total: usize) {
         let binary = OwnedBinary::new(total.min(ASSEMBLY_START));
-        self.assembly = Some(Assembly { binary, filled: 0, total });
+        self.assemblies.insert(flow, Assembly { binary, filled: 0, total });
     }
 
-    fn frame_part(&mut self, part: &[u8]) {
-        if let Some(assembly) = &mut self.assembly {
+    fn frame_part(&mut self, flow: Option<u32>, part: &[u8]) {
+        if let Some(assembly) = self.assemblies.get_mut(&flow) {
             assembly.push(part);
         }
     }
 
-    fn frame_end(&mut self, cost: u64) {
-        if let Some(assembly) = self.assembly.take() {
-            self.waiting.frames.push_back((Frame::Large(assembly.binary), cost));
+    fn frame_end(&mut self, flow: Option<u32>, cost: u64) {
+        if let Some(assembly) = self.assemblies.remove(&flow) {
+            self.waiting.push_large(flow, assembly.binary, cost);
         }
     }
 

@@ -23,10 +23,10 @@ impl World {
                 found.push(("reorder buffer", ahead, limits.window + limits.window / 2));
                 found.push(("inbox", channel.inbox.waiting, limits.window + limits.window / 4));
             }
-            let own: usize = host.links.values().map(|link| link.queue.own_bytes()).sum();
-            // Every channel may have its window on a link once, and once more after a change of routes.
-            let windows = host.channels.all.len() as u64 * limits.window * 3;
-            found.push(("own queues", own as u64, limits.link_queue as u64 + windows));
+            for channel in host.channels.all.values() {
+                let waiting = channel.out.sender().map_or(0, |sender| sender.queued_bytes().0);
+                found.push(("own queue", waiting as u64, limits.channel_queue as u64 + batch));
+            }
             let retained = host.channels.retained as u64;
             found.push(("retained", retained, limits.retransmit_memory as u64 + 8 * batch));
             found.push(("LSDB", host.control.lsdb_len() as u64, nodes));

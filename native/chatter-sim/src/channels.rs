@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chatter_core::channel::budget::may_hold_more;
 use chatter_core::channel::incoming::Incoming;
@@ -12,11 +12,14 @@ use chatter_core::channel::send::Sender;
 use chatter_core::channel::table::Table;
 use chatter_core::channel::{Names, SERVICE_INTERVAL, Settings};
 use chatter_core::ids::{ChannelIndex, Incarnation, LinkId, NodeId};
+use chatter_core::sched::Lane;
+use chatter_core::sched::fair::Level;
 use chatter_core::wire::data::{Ack, Open, ResetReason};
 use chatter_core::wire::packet::Packet;
 use chatter_core::wire::routed::RoutedHeader;
 
 use crate::heap::Event;
+use crate::host::Host;
 use crate::inbox::Inbox;
 use crate::scenario::Limits;
 use crate::time::{Nanos, S};
@@ -35,6 +38,8 @@ pub(crate) struct Channel {
     pub(crate) inc: Incoming,
     pub(crate) inbox: Inbox,
     in_service: bool,
+    /// The link that knows whether there is something to send.
+    on: Option<LinkId>,
     /// The user was told to wait.
     pub(crate) user_waits: bool,
     retained: usize,
@@ -62,6 +67,7 @@ impl Channels {
             max_frame: 1 << 30,
             setup_retry: Duration::from_millis(250),
             gap_timeout: Duration::from_secs(10),
+            flow_quota: 256 * 1024,
         };
         Self {
             settings: Arc::new(settings),
@@ -104,16 +110,24 @@ impl World {
         }
         self.last_session += 1;
         let inbox = Inbox::new(self.last_session);
-        let new =
-            Channel { peer, out, inc, inbox, in_service: false, user_waits: false, retained: 0 };
+        let new = Channel {
+            peer,
+            out,
+            inc,
+            inbox,
+            in_service: false,
+            on: None,
+            user_waits: false,
+            retained: 0,
+        };
         channels.all.insert(index.0, new);
         Some(index)
     }
 
     /// Sends what a channel has to send, and forgets it when it is over.
     pub(crate) fn carry_on(&mut self, at: usize, index: u32) {
-        let link = self.transmit(at, index);
-        let writable = self.user_may_go_on(at, index, link);
+        self.transmit(at, index);
+        let writable = self.user_may_go_on(at, index);
         if writable {
             self.user_writable(at, index);
         }
@@ -132,11 +146,16 @@ impl World {
         if channel.out.is_unconfirmed() && channel.inc.is_over() {
             channel.out.confirm_end();
         }
-        while let Some(packet) = channel.out.poll_packet(now) {
-            entry.queue.push_own(index, packet);
+        while let Some(signal) = channel.out.poll_signal(now) {
+            entry.queue.push_control(signal);
         }
+        entry.queue.set_own(index, channel.out.ready());
+        let before = channel.on.replace(link).filter(|before| *before != link);
         if let Some(ack) = channel.inc.poll_ack() {
             entry.queue.push_control(ack);
+        }
+        if let Some(entry) = before.and_then(|before| host.links.get_mut(&before)) {
+            entry.queue.remove_own(index);
         }
         self.mark_dirty(at, link);
         Some(link)
@@ -162,8 +181,47 @@ impl World {
         complained.1 <= COMPLAINTS_PER_S
     }
 
+    /// Gives a link the next packet of a level.
+    pub(crate) fn pull(
+        host: &mut Host,
+        link: LinkId,
+        index: u32,
+        level: Level,
+        now: Instant,
+    ) -> Option<Packet> {
+        let entry = host.links.get_mut(&link)?;
+        let channel = host.channels.all.get_mut(&index);
+        let Some(channel) = channel.filter(|channel| channel.on == Some(link)) else {
+            entry.queue.remove_own(index);
+            return None;
+        };
+        let packet = channel.out.sender_mut().and_then(|sender| sender.poll_level(now, level));
+        let bytes = packet.as_ref().map_or(0, Packet::len);
+        entry.queue.own_done(index, level, bytes, channel.out.ready());
+        if channel.user_waits && !entry.waiting.contains(&index) {
+            entry.waiting.push(index);
+        }
+        packet
+    }
+
+    /// What is about to be closed lets go of what may leave.
+    fn let_go(&mut self, at: usize, index: u32) {
+        let now = self.clock.instant(self.now);
+        let host = &mut self.hosts[at];
+        let Some(peer) = host.channels.all.get(&index).map(|channel| channel.peer) else { return };
+        let Some(link) = host.next_hop(peer, u64::from(index)) else { return };
+        let Some(channel) = host.channels.all.get_mut(&index) else { return };
+        let Some(entry) = host.links.get_mut(&link) else { return };
+        let lane = Lane { pair: u64::from(index), label: 0, level: Level::Normal };
+        if let Some(sender) = channel.out.sender_mut() {
+            while let Some(packet) = sender.poll_packet(now) {
+                entry.queue.push_transit(lane, packet, now);
+            }
+        }
+    }
+
     /// Whether the user, if it was told to wait, may now go on; counts as told.
-    pub(crate) fn user_may_go_on(&mut self, at: usize, index: u32, link: Option<LinkId>) -> bool {
+    pub(crate) fn user_may_go_on(&mut self, at: usize, index: u32) -> bool {
         let limits = self.scenario.limits;
         let host = &mut self.hosts[at];
         let Some(channel) = host.channels.all.get_mut(&index) else { return false };
@@ -172,16 +230,8 @@ impl World {
         host.channels.retained = host.channels.retained - was + kept.0 + kept.1;
         let (total, own) = (host.channels.retained, channel.retained);
         let over = !may_hold_more(limits.retransmit_memory, total, own);
-        let held = channel.out.sender().is_none_or(Sender::is_held_back);
-        if !channel.user_waits || over || held {
-            return false;
-        }
-        if let Some(entry) = link.and_then(|link| host.links.get_mut(&link))
-            && entry.queue.own_bytes() > limits.link_queue
-        {
-            if !entry.waiting.contains(&index) {
-                entry.waiting.push(index);
-            }
+        let open = channel.out.sender().is_some();
+        if !channel.user_waits || over || !open || kept.0 > limits.channel_queue {
             return false;
         }
         channel.user_waits = false;
@@ -191,7 +241,7 @@ impl World {
     /// Links that channels waited for have room, or are gone.
     pub(crate) fn links_have_room(&mut self, at: usize, waiting: &[u32]) {
         for index in waiting {
-            if self.user_may_go_on(at, *index, None) {
+            if self.user_may_go_on(at, *index) {
                 self.user_writable(at, *index);
             }
         }
@@ -282,6 +332,7 @@ impl World {
     /// The user closes a channel.
     pub(crate) fn close_channel(&mut self, at: usize, index: u32, reason: ResetReason) {
         let now = self.clock.instant(self.now);
+        self.let_go(at, index);
         let Some(channel) = self.hosts[at].channels.all.get_mut(&index) else { return };
         // Nobody is left to take what waits.
         channel.inbox.clear();

@@ -1,12 +1,16 @@
 //! Connections and links of a host: dialling, handshakes, records in and out, and their ends.
 
+use std::time::Instant;
+
 use chatter_core::control::{ControlEvent, LinkUp};
 use chatter_core::dialer::{NeighbourId, NeighbourSpec};
 use chatter_core::ids::LinkId;
+use chatter_core::sched::Turn;
 use chatter_core::wire::identity::Identity;
 use chatter_core::wire::packet::Packet;
 
 use crate::heap::Event;
+use crate::host::Host;
 use crate::host::{Link, address, scheduler};
 use crate::network::{EndState, Record, Room, Wire};
 use crate::time::{Nanos, S};
@@ -268,7 +272,7 @@ impl World {
         let now = self.clock.instant(self.now);
         let mut bytes = Vec::new();
         let mut held_back: Option<Packet> = None;
-        let Some(entry) = self.hosts[at].links.get_mut(&link) else { return bytes };
+        let Some(entry) = self.hosts[at].links.get(&link) else { return bytes };
         let faults = self.net.edges[self.net.wires[entry.wire].edge].now;
         let mut put = |packet: &Packet| {
             bytes.extend_from_slice(&packet.head);
@@ -277,7 +281,7 @@ impl World {
         };
         let mut len = 0;
         while len < RECORD_BYTES
-            && let Some(packet) = entry.queue.pop(now)
+            && let Some(packet) = next_packet(&mut self.hosts[at], link, now)
         {
             if self.rng.chance(faults.leak_ppm) {
                 continue;
@@ -316,9 +320,8 @@ impl World {
     }
 
     fn wake_waiting(&mut self, at: usize, link: LinkId) {
-        let limit = self.scenario.limits.link_queue / 2;
         let Some(entry) = self.hosts[at].links.get_mut(&link) else { return };
-        if !entry.waiting.is_empty() && entry.queue.own_bytes() <= limit {
+        if !entry.waiting.is_empty() {
             let waiting = std::mem::take(&mut entry.waiting);
             self.links_have_room(at, &waiting);
         }
@@ -341,6 +344,20 @@ impl World {
                 self.close_link(at, *link);
             }
             _ => {}
+        }
+    }
+}
+
+/// The packet whose turn it is on a link.
+fn next_packet(host: &mut Host, link: LinkId, now: Instant) -> Option<Packet> {
+    loop {
+        match host.links.get_mut(&link)?.queue.next(now)? {
+            Turn::Packet(packet) => return Some(packet),
+            Turn::Own { channel, level, .. } => {
+                if let Some(packet) = World::pull(host, link, channel, level, now) {
+                    return Some(packet);
+                }
+            }
         }
     }
 }

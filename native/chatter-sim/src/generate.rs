@@ -75,7 +75,7 @@ impl Scenario {
         self.limits = Limits {
             window: [64 * 1024, 512 * 1024, 8 * 1024 * 1024][rng.index(3)],
             relay_queue: [64 * 1024, 1024 * 1024, 8 * 1024 * 1024][rng.index(3)],
-            link_queue: [64 * 1024, 1024 * 1024][rng.index(2)],
+            channel_queue: [64 * 1024, 1024 * 1024][rng.index(2)],
             socket: [256 * 1024, 1024 * 1024][rng.index(2)],
             ..Limits::default()
         };

@@ -1,6 +1,6 @@
 //! Where a channel puts what it has received, until the user takes it; and what messages look like.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use chatter_core::channel::receive::Sink;
 use chatter_core::ids::Incarnation;
@@ -26,14 +26,15 @@ pub(crate) struct Inbox {
     /// This end's number of the connection.
     pub(crate) session: u64,
     items: VecDeque<Item>,
-    partial: Vec<u8>,
+    /// Frames that are put together, by flow.
+    partial: BTreeMap<Option<u32>, Vec<u8>>,
     /// Cost of what waits.
     pub(crate) waiting: u64,
 }
 
 impl Inbox {
     pub(crate) fn new(session: u64) -> Self {
-        Self { session, items: VecDeque::new(), partial: Vec::new(), waiting: 0 }
+        Self { session, items: VecDeque::new(), partial: BTreeMap::new(), waiting: 0 }
     }
 
     pub(crate) fn close(&mut self, reason: ResetReason) {
@@ -64,22 +65,20 @@ impl Inbox {
 }
 
 impl Sink for Inbox {
-    fn frame(&mut self, frame: &[u8], cost: u64) {
+    fn frame(&mut self, _: Option<u32>, frame: &[u8], cost: u64) {
         self.push(Item::Message(read(frame), cost), cost);
     }
 
-    fn frame_start(&mut self, total: usize) {
-        self.partial.clear();
-        self.partial.reserve(total);
+    fn frame_start(&mut self, flow: Option<u32>, total: usize) {
+        self.partial.insert(flow, Vec::with_capacity(total));
     }
 
-    fn frame_part(&mut self, part: &[u8]) {
-        self.partial.extend_from_slice(part);
+    fn frame_part(&mut self, flow: Option<u32>, part: &[u8]) {
+        self.partial.entry(flow).or_default().extend_from_slice(part);
     }
 
-    fn frame_end(&mut self, cost: u64) {
-        let message = read(&self.partial);
-        self.partial.clear();
+    fn frame_end(&mut self, flow: Option<u32>, cost: u64) {
+        let message = read(&self.partial.remove(&flow).unwrap_or_default());
         self.push(Item::Message(message, cost), cost);
     }
 

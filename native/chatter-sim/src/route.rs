@@ -3,6 +3,7 @@
 use chatter_core::channel::table::OpenVerdict;
 use chatter_core::ids::ChannelIndex;
 use chatter_core::relay::{self, Content, Routed};
+use chatter_core::sched::Lane;
 use chatter_core::wire::data::{DropReason, Open, Reset, ResetReason};
 use chatter_core::wire::packet::Packet as OutPacket;
 use chatter_core::wire::routed::{self, FLAG_MARKED, RoutedHeader};
@@ -173,30 +174,32 @@ impl World {
     }
 
     fn forward(&mut self, at: usize, packet: Packet<'_>, header: &RoutedHeader) {
-        let hash = relay::flow_hash(header);
-        let Some(link) = self.hosts[at].next_hop(header.destination, hash) else {
+        let lane = relay::lane(packet.kind, header);
+        let path = relay::path_hash(&lane);
+        let Some(link) = self.hosts[at].next_hop(header.destination, path) else {
             return self.refuse(at, packet.kind, header, DropReason::NoRoute);
         };
         let now = self.clock.instant(self.now);
         if let Some(entry) = self.hosts[at].links.get_mut(&link) {
-            entry.queue.push_transit(hash, relay::forward(packet, header), now);
+            entry.queue.push_transit(lane, relay::forward(packet, header), now);
             self.counts.relayed += 1;
         }
         self.mark_dirty(at, link);
     }
 
     /// Hands on what waited on a link that is gone, where there is another way.
-    pub(crate) fn rescue_transit(&mut self, at: usize, packets: Vec<(u64, OutPacket)>) {
+    pub(crate) fn rescue_transit(&mut self, at: usize, packets: Vec<(Lane, OutPacket)>) {
         let now = self.clock.instant(self.now);
-        for (hash, packet) in packets {
+        for (lane, packet) in packets {
             let host = &mut self.hosts[at];
-            let way = routed::destination(&packet).and_then(|to| host.next_hop(to, hash));
+            let path = relay::path_hash(&lane);
+            let way = routed::destination(&packet).and_then(|to| host.next_hop(to, path));
             let Some(link) = way else {
                 self.counts.relay_drops += 1;
                 continue;
             };
             if let Some(entry) = host.links.get_mut(&link) {
-                entry.queue.push_transit(hash, packet, now);
+                entry.queue.push_transit(lane, packet, now);
             }
             self.mark_dirty(at, link);
         }

@@ -110,7 +110,7 @@ pub struct Limits {
     /// Bytes of transit queued per link.
     pub relay_queue: usize,
     /// Bytes of own traffic per link.
-    pub link_queue: usize,
+    pub channel_queue: usize,
     /// Bytes that all channels of a node keep.
     pub retransmit_memory: usize,
     /// Bytes that a connection takes before its reader has taken any.
@@ -163,7 +163,7 @@ impl Default for Limits {
         Self {
             window: 8 * 1024 * 1024,
             relay_queue: 8 * 1024 * 1024,
-            link_queue: 1024 * 1024,
+            channel_queue: 1024 * 1024,
             retransmit_memory: 256 * 1024 * 1024,
             socket: 1024 * 1024,
             max_dial_backoff_ms: 1_000,

@@ -53,7 +53,7 @@ impl fmt::Display for Scenario {
         )?;
         writeln!(f, "limit window {}", limits.window)?;
         writeln!(f, "limit relay_queue {}", limits.relay_queue)?;
-        writeln!(f, "limit link_queue {}", limits.link_queue)?;
+        writeln!(f, "limit channel_queue {}", limits.channel_queue)?;
         writeln!(f, "limit retransmit_memory {}", limits.retransmit_memory)?;
         writeln!(f, "limit socket {}", limits.socket)?;
         writeln!(f, "limit max_dial_backoff_ms {}", limits.max_dial_backoff_ms)?;
@@ -274,7 +274,7 @@ impl Scenario {
         match words.word()? {
             "window" => self.limits.window = words.number()?,
             "relay_queue" => self.limits.relay_queue = words.number()?,
-            "link_queue" => self.limits.link_queue = words.number()?,
+            "channel_queue" => self.limits.channel_queue = words.number()?,
             "retransmit_memory" => self.limits.retransmit_memory = words.number()?,
             "socket" => self.limits.socket = words.number()?,
             "max_dial_backoff_ms" => self.limits.max_dial_backoff_ms = words.number()?,

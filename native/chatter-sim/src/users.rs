@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use chatter_core::channel::life::State;
+use chatter_core::channel::options::SendOptions;
 use chatter_core::ids::Incarnation;
 use chatter_core::wire::data::ResetReason;
 
@@ -333,7 +334,7 @@ impl World {
             sender.push_ack(news.next, news.credit);
         }
         for frame in &frames {
-            sender.push_frame(&[frame], frame.len());
+            sender.push_frame(&SendOptions::default(), &[frame], frame.len());
         }
         sender.end_batch();
         channel.user_waits = true;

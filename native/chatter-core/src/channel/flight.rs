@@ -3,19 +3,35 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use rustc_hash::FxHashMap;
+
 use crate::wire::packet::Packet;
 
-/// A packet is taken for lost when so many later ones have arrived before it (RFC 9002, 6.1.1).
-const REORDER_THRESHOLD: u64 = 3;
+/// A packet is taken for lost when so many later ones of its label have arrived before it (RFC 9002,
+/// 6.1.1). Those of other labels may overtake it at every relay.
+const REORDER_THRESHOLD: usize = 3;
 
 /// Packets that are sent again at once after a change of the way, before any answer: enough for a short
 /// gap, few enough for a way that may be thinner than the one before.
 const FIRST_ROUND: usize = 16;
 
+/// What takes the place of a packet that is given up.
+pub(super) struct Instead {
+    /// From when on.
+    pub(super) from: Instant,
+    /// It is late then, not lost.
+    pub(super) late: bool,
+    pub(super) packet: Packet,
+}
+
 struct Unacked {
     number: u64,
+    /// Packets of one label take one way, and do not overtake each other.
+    label: u16,
     /// `None` once a range has acknowledged it: the receiver keeps what it has acknowledged.
     packet: Option<Packet>,
+    /// What is sent in its place from some time on.
+    instead: Option<Box<Instead>>,
     /// When it was last handed out.
     sent_at: Instant,
     /// It was handed out more than once: which copy an acknowledgement means is not known.
@@ -70,6 +86,9 @@ pub(super) struct Flight {
     bytes: usize,
     /// Ranges of the last acknowledgement: what they cover is dealt with.
     ranges: Vec<(u64, u64)>,
+    /// The highest numbers that ranges have acknowledged, by label, the lowest of them first: what is
+    /// below that was overtaken by as many.
+    highest: FxHashMap<u16, [u64; REORDER_THRESHOLD]>,
     /// Numbers to hand out again; those acknowledged in the meantime are passed over.
     resend: VecDeque<u64>,
     recovery: Option<Recovery>,
@@ -80,6 +99,16 @@ impl Flight {
     /// Bytes that are not acknowledged.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// The first packet that is not acknowledged.
+    pub(super) fn first(&self) -> Option<u64> {
+        self.unacked.front().map(|first| first.number)
+    }
+
+    /// Whether packets wait to be handed out again.
+    pub(super) fn has_resends(&self) -> bool {
+        !self.resend.is_empty()
     }
 
     /// Whether everything is acknowledged.
@@ -98,28 +127,47 @@ impl Flight {
     }
 
     /// A packet was handed out for the first time.
-    pub(super) fn push(&mut self, now: Instant, number: u64, packet: Packet) {
+    pub(super) fn push(
+        &mut self,
+        now: Instant,
+        number: u64,
+        label: u16,
+        packet: Packet,
+        instead: Option<Instead>,
+    ) {
         self.bytes += packet.len();
         self.unacked.push_back(Unacked {
             number,
+            label,
             packet: Some(packet),
+            instead: instead.map(Box::new),
             sent_at: now,
             resent: false,
             queued: false,
         });
     }
 
-    /// The next packet to hand out again.
-    pub(super) fn poll_resend(&mut self, now: Instant) -> Option<Packet> {
+    /// The next packet to hand out again, and whether it takes the place of one that is given up just now:
+    /// because it is late (`true`), or because it was lost.
+    pub(super) fn poll_resend(&mut self, now: Instant) -> Option<(Packet, Option<bool>)> {
         while let Some(number) = self.resend.pop_front() {
             let Some(entry) = self.entry(number) else { continue };
             entry.queued = false;
-            if let Some(packet) = entry.packet.clone() {
-                entry.sent_at = now;
-                entry.resent = true;
-                self.retransmits += 1;
-                return Some(packet);
+            let Some(mut packet) = entry.packet.clone() else { continue };
+            entry.sent_at = now;
+            entry.resent = true;
+            let before = packet.len();
+            let mut given_up = None;
+            if entry.instead.as_ref().is_some_and(|instead| now >= instead.from)
+                && let Some(instead) = entry.instead.take()
+            {
+                packet = instead.packet;
+                entry.packet = Some(packet.clone());
+                given_up = Some(instead.late);
             }
+            self.bytes = self.bytes - before + packet.len();
+            self.retransmits += 1;
+            return Some((packet, given_up));
         }
         None
     }
@@ -132,6 +180,7 @@ impl Flight {
         next: u64,
         ranges: &[(u64, u64)],
         resend_after: Duration,
+        late_after: Duration,
     ) -> Progress {
         let mut progress = Progress::default();
         let before = self.bytes;
@@ -141,9 +190,10 @@ impl Flight {
         }
         if ranges.is_empty() {
             self.ranges.clear();
+            self.highest.clear();
         } else {
             progress.any |= self.handle_ranges(ranges);
-            progress.gaps = self.resend_gaps(now, resend_after);
+            progress.gaps = self.resend_gaps(now, resend_after, late_after);
         }
         progress.acked = before - self.bytes;
         progress
@@ -213,28 +263,44 @@ impl Flight {
             for number in seen.max(first)..to {
                 let Some(entry) = self.entry(number) else { break };
                 if let Some(packet) = entry.packet.take() {
+                    let label = entry.label;
                     self.bytes -= packet.len();
                     any = true;
+                    let highest = self.highest.entry(label).or_default();
+                    if number > highest[0] {
+                        highest[0] = number;
+                        highest.sort_unstable();
+                    }
                 }
             }
         }
         any
     }
 
-    /// Queues what the last acknowledgement shows to be lost: overtaken by three, and not sent within
-    /// `resend_after`.
-    pub(super) fn resend_gaps(&mut self, now: Instant, resend_after: Duration) -> Gaps {
+    /// Queues what the last acknowledgement shows to be lost: overtaken by three of its label, and not sent
+    /// within `resend_after`; or overtaken by any, and not sent within `late_after`.
+    pub(super) fn resend_gaps(
+        &mut self,
+        now: Instant,
+        resend_after: Duration,
+        late_after: Duration,
+    ) -> Gaps {
         let mut gaps = Gaps::default();
         let Some(first) = self.unacked.front().map(|first| first.number) else { return gaps };
         let ranges = std::mem::take(&mut self.ranges);
-        let highest = ranges.last().map_or(0, |last| last.1);
         let mut gap = first;
         for &(from, to) in &ranges {
-            for number in gap..from.min(highest.saturating_sub(REORDER_THRESHOLD)) {
+            for number in gap..from {
                 let Some(entry) = self.entry(number) else { break };
                 let lost_at = entry.sent_at + resend_after;
                 if entry.packet.is_none() || entry.queued {
                     continue;
+                }
+                let (label, sent_at) = (entry.label, entry.sent_at);
+                // Others may overtake it, but not by much: nothing of its own may follow for long.
+                let mut lost_at = lost_at;
+                if self.highest.get(&label).is_none_or(|highest| number > highest[0]) {
+                    lost_at = sent_at + late_after;
                 }
                 if now >= lost_at {
                     self.queue_again(number);

@@ -9,7 +9,7 @@ use crate::ids::{ChannelIndex, NodeId};
 use crate::wire::PacketType;
 use crate::wire::data::{Reset, ResetReason};
 use crate::wire::packet::Packet;
-use crate::wire::routed::{FLAG_ACK_NOW, FLAG_MARKED, MARK_DELAYED, RoutedHeader};
+use crate::wire::routed::{FLAG_ACK_NOW, FLAG_FENCE, FLAG_MARKED, MARK_DELAYED, RoutedHeader};
 
 /// A RESET that came before data waits so long for it.
 const RESET_GRACE: Duration = Duration::from_millis(500);
@@ -99,7 +99,8 @@ impl Incoming {
             // Data that overtook OPENED comes again.
             return Ok(());
         }
-        let need = self.receiver.handle_data(header.number, content, sink, acks)?;
+        let is_fence = header.flags & FLAG_FENCE != 0;
+        let need = self.receiver.handle_data(header.number, is_fence, content, sink, acks)?;
         self.ack_due |= need == AckNeed::Now || header.flags & FLAG_ACK_NOW != 0;
         if header.mutable & MARK_DELAYED != 0 {
             self.marks += 1;

@@ -1,6 +1,5 @@
 //! The outgoing half of one end of a channel: its life from OPEN to RESET_ACK, and the sender while it
-//! is open. What it wants to send comes out of [`Outgoing::poll_packet`], in the order in which it must
-//! stay: RESET does not overtake the data before it.
+//! is open. RESET says how much data comes before it, which it may overtake.
 //!
 //! ```text
 //!            OPENED               close                            RESET_ACK, RESET
@@ -233,6 +232,7 @@ impl Outgoing {
     }
 
     /// Ends the channel from this side; RESET is to be sent at `now`. `false` if it has ended already.
+    /// Data that has not left is gone: what shall still leave must be polled before.
     pub fn close(&mut self, reason: ResetReason, now: Instant) -> bool {
         if matches!(self.state, State::Closing | State::Closed) {
             return false;
@@ -315,13 +315,13 @@ impl Outgoing {
         }
     }
 
-    /// The next packet to put on a link.
-    pub fn poll_packet(&mut self, now: Instant) -> Option<Packet> {
+    /// The next packet about the channel itself; it is urgent.
+    pub fn poll_signal(&mut self, now: Instant) -> Option<Packet> {
         if let Some((kind, index, content)) = self.answers.pop_front() {
             return Some(self.packet(kind, index, &content));
         }
-        if let Some(sender) = self.sender.as_mut() {
-            return sender.poll_packet(now);
+        if self.sender.is_some() {
+            return None;
         }
         let held = self.held && self.state == State::Opening;
         if held || self.ask_at.is_none_or(|at| now < at) {
@@ -348,12 +348,22 @@ impl Outgoing {
         }
     }
 
+    /// Levels at which data may leave now, as bits.
+    pub fn ready(&mut self) -> u8 {
+        self.sender.as_mut().map_or(0, Sender::ready)
+    }
+
+    /// The next packet, whatever it is about.
+    pub fn poll_packet(&mut self, now: Instant) -> Option<Packet> {
+        self.poll_signal(now).or_else(|| self.sender.as_mut()?.poll_packet(now))
+    }
+
     fn begin(&mut self, peer_index: ChannelIndex, peer_epoch: u64, credit: u64) {
         self.peer_index = peer_index;
         self.peer_epoch = peer_epoch;
         let route =
             Route { source: self.settings.me, destination: self.names.peer, channel: peer_index };
-        self.sender = Some(Sender::new(route, credit));
+        self.sender = Some(Sender::new(route, credit, self.settings.flow_quota));
         self.state = State::Open;
         self.ask_at = None;
     }

@@ -5,7 +5,8 @@
 //!
 //! The sender cuts frames into numbered packets and keeps each until it is acknowledged, because the
 //! source is the only place that survives every relay. The receiver hands frames over in order, each
-//! once, and grants credit as the VM takes them. In this version a channel is one flow: total order.
+//! once, and grants credit as the VM takes them. Order is kept within a flow: what the sender queues
+//! for one does not hold up another, nor does a packet that is missing ([`FlowKey`](crate::flow::FlowKey)).
 //!
 //! Both halves are driven by whichever thread has the bytes, under one short lock each; what one half
 //! has for the other is a result that the caller hands on.
@@ -16,12 +17,16 @@ use crate::ids::{ChannelIndex, Incarnation, NodeId};
 
 mod build;
 mod flight;
+mod flows;
+mod inflows;
+mod outbox;
 mod window;
 
 pub mod budget;
 pub mod farewell;
 pub mod incoming;
 pub mod life;
+pub mod options;
 pub mod receive;
 pub mod send;
 pub mod table;
@@ -53,6 +58,8 @@ pub struct Settings {
     pub max_frame: usize,
     /// An OPEN or RESET that is not answered is sent again after this long.
     pub setup_retry: Duration,
+    /// What a flow may have queued before its sender is to be held back, in bytes.
+    pub flow_quota: usize,
     /// A packet that is missing for so long while there is a route, though it was asked for, is lost:
     /// the channel cannot go on.
     pub gap_timeout: Duration,

@@ -1,33 +1,39 @@
-//! The receiving half of a channel: packets in, frames out, in order and each once.
+//! The receiving half of a channel: packets in, frames out, in order within each flow and each once.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use thiserror::Error;
 
-use super::item_cost;
-use crate::wire::data::{Ack, Item, MAX_ACK_RANGES, TOTAL_LEN, next_item};
+use super::inflows::{self, InFlows};
+use crate::wire::data::{self, Ack, Item, MAX_ACK_RANGES, next_item};
 use crate::wire::reader::WireError;
 
 /// Bytes after which an acknowledgement is sent at once: often enough that the sender keeps few
 /// packets, seldom enough that they cost nothing.
 const ACK_EVERY: u64 = 2048 * 1024;
 
-/// Packets kept ahead of a missing one: one for so many bytes of the window, and no fewer than this.
+/// Items kept ahead of a missing one: one for so many bytes of the window, and no fewer than this.
 /// A packet costs memory of its own, however little is in it.
 const BYTES_PER_AHEAD: u64 = 64;
 const MAX_AHEAD_MIN: u64 = 1024;
 
+/// Packets that are told at once after the gaps have changed: enough for the source to see what is
+/// lost. After those, while a packet is missing, so many bytes.
+const TOLD_PER_GAP: u32 = 4;
+const ACK_EVERY_AHEAD: u64 = 64 * 1024;
+
 /// Where a receiver puts what it has received; the next owner of the bytes (the VM).
 pub trait Sink {
-    /// One whole frame; `cost` is to be granted once it is consumed.
-    fn frame(&mut self, frame: &[u8], cost: u64);
-    /// A frame of `total` bytes begins; its parts follow.
-    fn frame_start(&mut self, total: usize);
-    /// The next part of the frame that was begun.
-    fn frame_part(&mut self, part: &[u8]);
-    /// The frame that was begun is whole; `cost` is what was not granted on the way.
-    fn frame_end(&mut self, cost: u64);
+    /// One whole frame of a flow, or a fence (`None`), which must stay after all before it and before all
+    /// after it; `cost` is to be granted once it is consumed.
+    fn frame(&mut self, flow: Option<u32>, frame: &[u8], cost: u64);
+    /// A frame of `total` bytes begins; its parts follow. Each flow has one at a time.
+    fn frame_start(&mut self, flow: Option<u32>, total: usize);
+    /// The next part of the frame of that flow.
+    fn frame_part(&mut self, flow: Option<u32>, part: &[u8]);
+    /// The frame of that flow is whole; `cost` is what was not granted on the way.
+    fn frame_end(&mut self, flow: Option<u32>, cost: u64);
     /// One message of the distribution handshake.
     fn handshake(&mut self, message: &[u8], cost: u64);
 }
@@ -53,6 +59,9 @@ pub enum ReceiveError {
     /// The peer sent more than its credit.
     #[error("peer exceeded its credit")]
     Credit,
+    /// The peer has more flows than it may have.
+    #[error("peer has too many flows")]
+    Flows,
 }
 
 /// What the caller should do after a packet.
@@ -75,33 +84,38 @@ pub struct Piggyback {
     pub credit: u64,
 }
 
-struct Assembly {
-    left: usize,
-    /// Cost of the parts so far that has not been granted.
-    cost: u64,
+/// A packet that waits for a fence, or is one.
+struct Behind {
+    fences: u32,
+    is_fence: bool,
+    items: Bytes,
 }
 
 /// The receiving half of a channel. See the [module](self).
 pub struct Receiver {
     next: u64,
-    /// Arrived ahead of a missing packet: content by number. Bounded by the credit.
-    ahead: BTreeMap<u64, Bytes>,
-    ahead_bytes: u64,
-    /// Sum of what they cost.
-    ahead_cost: u64,
-    /// The same as ranges, first to last number + 1: an acknowledgement must not cost as much as
-    /// there is ahead.
-    ahead_ranges: BTreeMap<u64, u64>,
+    /// Numbers that have arrived ahead of a missing one: first to last + 1.
+    ranges: BTreeMap<u64, u64>,
+    /// Packets in [`Receiver::ranges`].
+    ahead: u64,
+    flows: InFlows,
+    /// Fences taken so far.
+    fences: u32,
+    behind: BTreeMap<u64, Behind>,
+    behind_bytes: usize,
     window: u64,
-    max_frame: usize,
     /// Offset up to which everything has been consumed; credit is this plus the window.
     consumed: u64,
+    /// Sum of the costs of all that has arrived.
     received: u64,
     told_credit: u64,
     told_next: u64,
+    told_ahead: u64,
+    /// Packets since the gaps last changed.
+    since_change: u32,
     bytes_untold: u64,
-    assembly: Option<Assembly>,
     duplicates: u64,
+    early: u64,
 }
 
 impl Receiver {
@@ -109,19 +123,22 @@ impl Receiver {
     pub fn new(window: u64, max_frame: usize) -> Self {
         Self {
             next: 1,
-            ahead: BTreeMap::new(),
-            ahead_bytes: 0,
-            ahead_cost: 0,
-            ahead_ranges: BTreeMap::new(),
+            ranges: BTreeMap::new(),
+            ahead: 0,
+            flows: InFlows::new(max_frame, window / 4),
+            fences: 0,
+            behind: BTreeMap::new(),
+            behind_bytes: 0,
             window,
-            max_frame,
             consumed: 0,
             received: 0,
             told_credit: window,
             told_next: 1,
+            told_ahead: 0,
+            since_change: 0,
             bytes_untold: 0,
-            assembly: None,
             duplicates: 0,
+            early: 0,
         }
     }
 
@@ -135,67 +152,104 @@ impl Receiver {
         self.duplicates
     }
 
-    /// Bytes that arrived ahead of a missing packet and wait for it.
+    /// Packets whose frames were handed over before all packets before them had arrived.
+    pub fn early(&self) -> u64 {
+        self.early
+    }
+
+    /// Flows known.
+    pub fn flows(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// Bytes that arrived ahead of what is missing and wait for it.
     pub fn ahead_bytes(&self) -> u64 {
-        self.ahead_bytes
+        (self.flows.kept().1 + self.behind_bytes) as u64
     }
 
     /// Whether a packet is missing that later ones have overtaken.
     pub fn has_gap(&self) -> bool {
-        !self.ahead.is_empty()
+        !self.ranges.is_empty()
     }
 
     /// Packets that are missing before the first that has overtaken them.
     pub fn missing(&self) -> u64 {
-        self.ahead.first_key_value().map_or(0, |(number, _)| number - self.next)
+        self.ranges.first_key_value().map_or(0, |(number, _)| number - self.next)
     }
 
-    /// Bytes that arrived in order since the last acknowledgement.
+    /// Bytes that arrived since the last acknowledgement.
     pub fn untold_bytes(&self) -> u64 {
         self.bytes_untold
     }
 
-    /// Takes the content of a DATA packet; frames that are whole and in order go to `sink`,
-    /// acknowledgements in it to `acks`.
+    /// Takes the content of a DATA packet, which may be a fence; frames that are whole and whose flow has
+    /// no gap before them go to `sink`, acknowledgements in it to `acks`.
     pub fn handle_data(
         &mut self,
         number: u64,
+        is_fence: bool,
         content: &[u8],
         sink: &mut dyn Sink,
         acks: &mut Vec<Piggyback>,
     ) -> Result<AckNeed, ReceiveError> {
-        if number < self.next || self.ahead.contains_key(&number) {
+        if number < self.next || self.is_ahead(number) {
             self.duplicates += 1;
             return Ok(AckNeed::Now);
         }
-        if number > self.next {
-            self.keep_ahead(number, content)?;
+        // Every item costs something, so the credit bounds numbers too.
+        if number - self.next > self.window {
+            return Err(ReceiveError::Credit);
+        }
+        let waiting = (self.flows.kept().0 + self.behind.len()) as u64;
+        if number > self.next && waiting >= MAX_AHEAD_MIN.max(self.window / BYTES_PER_AHEAD) {
+            // Many tiny items: those that are not kept come again.
             return Ok(AckNeed::Now);
         }
-        self.deliver(content, sink, acks)?;
-        let mut need = AckNeed::Soon;
-        while let Some(entry) = self.ahead.first_entry() {
-            if *entry.key() != self.next {
-                // A gap is left behind the one that was just closed.
-                need = AckNeed::Now;
-                break;
-            }
-            let content = entry.remove();
-            self.ahead_bytes -= content.len() as u64;
-            if let Some(to) = self.ahead_ranges.remove(&self.next).filter(|to| *to > self.next + 1)
-            {
-                self.ahead_ranges.insert(self.next + 1, to);
-            }
-            let received = self.received;
-            self.deliver(&content, sink, acks)?;
-            self.ahead_cost -= self.received - received;
-            need = AckNeed::Now;
+        let gaps = self.ranges.len();
+        let in_order = number == self.next && self.ranges.is_empty();
+        if in_order {
+            self.next += 1;
+        } else {
+            self.early += u64::from(number > self.next);
+            self.note_ahead(number);
         }
+        let mut items = content;
+        let fences = data::fences(&mut items)?;
+        self.bytes_untold += content.len() as u64;
+        if in_order && fences != self.fences {
+            // All fences before it have been taken.
+            return Err(ReceiveError::Parts);
+        }
+        let waits = fences != self.fences || (is_fence && self.next <= number);
+        if waits || !self.behind.is_empty() {
+            self.charge(items, acks)?;
+            self.behind_bytes += items.len();
+            let items = Bytes::copy_from_slice(items);
+            self.behind.insert(number, Behind { fences, is_fence, items });
+            self.pass_fences(sink)?;
+        } else {
+            self.take(is_fence, items, true, sink, acks)?;
+            self.fences = self.fences.wrapping_add(u32::from(is_fence));
+            if !in_order {
+                self.pass_fences(sink)?;
+            }
+        }
+        self.consumed += self.flows.take_consumed();
+        Ok(self.need(in_order, gaps))
+    }
+
+    /// Whether what has arrived must be told at once: at first when there is a new gap, or one less, but
+    /// not for every packet while one stays.
+    fn need(&mut self, in_order: bool, gaps_before: usize) -> AckNeed {
+        if self.ranges.len() != gaps_before {
+            self.since_change = 0;
+        }
+        self.since_change = self.since_change.saturating_add(1);
+        let new_gap = !in_order && self.since_change <= TOLD_PER_GAP;
         let credit_news = self.credit() - self.told_credit >= self.window / 4;
-        if credit_news || self.bytes_untold >= (self.window / 4).min(ACK_EVERY) {
-            need = AckNeed::Now;
-        }
-        Ok(need)
+        let much = self.bytes_untold >= (self.window / 4).min(ACK_EVERY);
+        let much_ahead = !self.ranges.is_empty() && self.bytes_untold >= ACK_EVERY_AHEAD;
+        if new_gap || credit_news || much || much_ahead { AckNeed::Now } else { AckNeed::Soon }
     }
 
     /// The VM has taken frames of this cost.
@@ -210,12 +264,14 @@ impl Receiver {
 
     /// Whether there is something that the other end has not been told.
     pub fn has_news(&self) -> bool {
-        self.told_next != self.next || self.told_credit != self.credit()
+        self.told_next != self.next
+            || self.told_ahead != self.ahead
+            || self.told_credit != self.credit()
     }
 
     /// What to put on the back of data, if there is news. Counts as told.
     pub fn take_piggyback(&mut self) -> Option<Piggyback> {
-        if !self.has_news() || !self.ahead.is_empty() {
+        if !self.has_news() || !self.ranges.is_empty() {
             return None;
         }
         self.mark_told();
@@ -225,11 +281,13 @@ impl Receiver {
     /// The acknowledgement to send now. Counts as told.
     pub fn take_ack(&mut self) -> Ack {
         self.mark_told();
-        Ack { next: self.next, credit: self.credit(), ranges: self.ranges() }
+        let ranges = self.ranges.iter().take(MAX_ACK_RANGES).map(|(from, to)| (*from, *to));
+        Ack { next: self.next, credit: self.credit(), ranges: ranges.collect() }
     }
 
     fn mark_told(&mut self) {
         self.told_next = self.next;
+        self.told_ahead = self.ahead;
         self.told_credit = self.credit();
         self.bytes_untold = 0;
     }
@@ -238,127 +296,97 @@ impl Receiver {
         self.consumed + self.window
     }
 
-    fn ranges(&self) -> Vec<(u64, u64)> {
-        self.ahead_ranges.iter().take(MAX_ACK_RANGES).map(|(from, to)| (*from, *to)).collect()
+    fn is_ahead(&self, number: u64) -> bool {
+        self.ranges.range(..=number).next_back().is_some_and(|(_, end)| *end > number)
     }
 
-    fn keep_ahead(&mut self, number: u64, content: &[u8]) -> Result<(), ReceiveError> {
-        let cost = cost_of(content)?;
-        // Everything ahead fits the credit, or the peer has broken it. So do the numbers: every item
-        // costs something.
-        let over = self.received + self.ahead_cost + cost > self.credit();
-        if over || number - self.next > self.window {
-            return Err(ReceiveError::Credit);
-        }
-        if self.ahead.len() as u64 >= MAX_AHEAD_MIN.max(self.window / BYTES_PER_AHEAD) {
-            // Many tiny packets: those that are not kept come again.
-            return Ok(());
-        }
-        self.ahead_bytes += content.len() as u64;
-        self.ahead_cost += cost;
-        self.ahead.insert(number, Bytes::copy_from_slice(content));
-        self.note_ahead(number);
-        Ok(())
-    }
-
+    /// Notes a number that is not the next one, or after which others have come.
     fn note_ahead(&mut self, number: u64) {
-        let to = self.ahead_ranges.remove(&(number + 1)).unwrap_or(number + 1);
-        match self.ahead_ranges.range_mut(..number).next_back() {
+        if number == self.next {
+            self.next += 1;
+            if let Some(end) = self.ranges.remove(&self.next) {
+                self.ahead -= end - self.next;
+                self.next = end;
+            }
+            return;
+        }
+        self.ahead += 1;
+        let to = self.ranges.remove(&(number + 1)).unwrap_or(number + 1);
+        match self.ranges.range_mut(..number).next_back() {
             Some((_, end)) if *end == number => *end = to,
             _ => {
-                self.ahead_ranges.insert(number, to);
+                self.ranges.insert(number, to);
             }
         }
     }
 
-    fn deliver(
+    /// Takes what waited for fences that are there by now, and fences that waited for what is before
+    /// them.
+    fn pass_fences(&mut self, sink: &mut dyn Sink) -> Result<(), ReceiveError> {
+        while let Some(first) = self.behind.first_entry() {
+            let behind = first.get();
+            if behind.fences != self.fences || (behind.is_fence && self.next <= *first.key()) {
+                break;
+            }
+            let Behind { is_fence, items, .. } = first.remove();
+            self.behind_bytes -= items.len();
+            self.take(is_fence, &items, false, sink, &mut Vec::new())?;
+            self.fences = self.fences.wrapping_add(u32::from(is_fence));
+        }
+        Ok(())
+    }
+
+    /// Counts what items cost that are kept for later, and takes the acknowledgements among them.
+    fn charge(&mut self, mut items: &[u8], acks: &mut Vec<Piggyback>) -> Result<(), ReceiveError> {
+        while let Some(item) = next_item(&mut items)? {
+            if let Item::Ack { next, credit } = item {
+                acks.push(Piggyback { next, credit });
+            }
+            self.received += inflows::cost(&item);
+        }
+        if self.received > self.credit() { Err(ReceiveError::Credit) } else { Ok(()) }
+    }
+
+    /// Takes items whose turn it is. Those that are `fresh` have not been counted yet.
+    fn take(
         &mut self,
-        content: &[u8],
+        is_fence: bool,
+        mut items: &[u8],
+        fresh: bool,
         sink: &mut dyn Sink,
         acks: &mut Vec<Piggyback>,
     ) -> Result<(), ReceiveError> {
-        let mut rest = content;
-        while let Some(item) = next_item(&mut rest)? {
+        let mut flow: Option<(u32, u32)> = None;
+        while let Some(item) = next_item(&mut items)? {
             match item {
-                Item::Frame(frame) => {
-                    let cost = self.charge(frame.len())?;
-                    self.check_frame_len(frame.len())?;
-                    sink.frame(frame, cost);
+                Item::Ack { next, credit } => {
+                    if fresh {
+                        acks.push(Piggyback { next, credit });
+                    }
+                    continue;
                 }
-                Item::First { total, part } => self.first_part(total as usize, part, sink)?,
-                Item::More(part) => {
-                    let cost = self.charge(part.len())?;
-                    self.part(part, cost, sink)?;
+                Item::Flow { flow: id, sequence } => {
+                    flow = Some((id, sequence));
+                    continue;
                 }
-                Item::Handshake(message) => {
-                    let cost = self.charge(message.len())?;
-                    sink.handshake(message, cost);
+                _ => {}
+            }
+            if fresh {
+                self.received += inflows::cost(&item);
+                if self.received > self.credit() {
+                    return Err(ReceiveError::Credit);
                 }
-                Item::Ack { next, credit } => acks.push(Piggyback { next, credit }),
+            }
+            match (flow, is_fence) {
+                (Some((id, sequence)), false) => {
+                    self.flows.item(id, sequence, &item, sink)?;
+                    flow = Some((id, sequence.wrapping_add(1)));
+                }
+                (None, true) => self.flows.fence(&item, sink)?,
+                (None, false) => self.flows.loose(&item, sink)?,
+                _ => return Err(ReceiveError::Parts),
             }
         }
-        self.next += 1;
-        self.bytes_untold += content.len() as u64;
         Ok(())
     }
-
-    fn charge(&mut self, body_len: usize) -> Result<u64, ReceiveError> {
-        let cost = item_cost(body_len);
-        self.received += cost;
-        if self.received > self.credit() { Err(ReceiveError::Credit) } else { Ok(cost) }
-    }
-
-    fn check_frame_len(&self, len: usize) -> Result<(), ReceiveError> {
-        if len > self.max_frame {
-            return Err(ReceiveError::FrameTooLong { len, limit: self.max_frame });
-        }
-        Ok(())
-    }
-
-    fn first_part(
-        &mut self,
-        total: usize,
-        part: &[u8],
-        sink: &mut dyn Sink,
-    ) -> Result<(), ReceiveError> {
-        let cost = self.charge(part.len() + TOTAL_LEN)?;
-        self.check_frame_len(total)?;
-        if self.assembly.is_some() || part.len() >= total {
-            return Err(ReceiveError::Parts);
-        }
-        sink.frame_start(total);
-        self.assembly = Some(Assembly { left: total, cost: 0 });
-        self.part(part, cost, sink)
-    }
-
-    fn part(&mut self, part: &[u8], cost: u64, sink: &mut dyn Sink) -> Result<(), ReceiveError> {
-        let assembly = self.assembly.as_mut().ok_or(ReceiveError::Parts)?;
-        assembly.left = assembly.left.checked_sub(part.len()).ok_or(ReceiveError::Parts)?;
-        assembly.cost += cost;
-        sink.frame_part(part);
-        if assembly.left == 0 {
-            sink.frame_end(assembly.cost);
-            self.assembly = None;
-        } else if assembly.cost >= self.window / 4 {
-            // A frame larger than the window would wait for credit for ever: what has been put
-            // together counts as consumed. `max_frame` bounds it.
-            let cost = std::mem::take(&mut assembly.cost);
-            self.consumed += cost;
-        }
-        Ok(())
-    }
-}
-
-/// What the items of a packet cost together.
-fn cost_of(content: &[u8]) -> Result<u64, WireError> {
-    let mut rest = content;
-    let mut cost = 0;
-    while let Some(item) = next_item(&mut rest)? {
-        cost += match item {
-            Item::Frame(body) | Item::More(body) | Item::Handshake(body) => item_cost(body.len()),
-            Item::First { part, .. } => item_cost(part.len() + TOTAL_LEN),
-            Item::Ack { .. } => 0,
-        };
-    }
-    Ok(cost)
 }

@@ -5,16 +5,29 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::CHUNK_LEN;
-use super::build::Builder;
-use super::flight::Flight;
+use super::build::{PREFIX_LEN, Part};
+use super::flight::{Flight, Instead};
+use super::flows::Progress;
+use super::options::SendOptions;
+pub use super::outbox::{FlowCounts, FlowFigures};
+use super::outbox::{Outbox, Outgoing};
 use super::window::Window;
 use crate::ids::{ChannelIndex, NodeId};
-use crate::wire::data::Ack;
+use crate::sched::fair::Level;
+use crate::wire::data::{Ack, item};
 use crate::wire::packet::Packet;
+use crate::wire::routed::{
+    FLAG_ACK_NOW, FLAG_FENCE, FLAG_HIGH, FLAG_LOW, FLAG_URGENT, MAX_TIME_LEFT_MS, RoutedHeader,
+    TIME_LEFT_SHIFT,
+};
 
 /// A packet of which a relay says that it could not pass it on is sent again after this long: by then
 /// there is another way, or tables are still being computed.
 const NOTICE_WAIT: Duration = Duration::from_millis(20);
+
+/// What is kept back of the window and of the credit for what is not bulk, in bytes; a flow that fills
+/// both must not stop the others.
+const RESERVE: usize = 64 * 1024;
 
 /// Where a channel's packets go.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +58,12 @@ pub struct SenderFigures {
     pub marks: u64,
     /// Times that the window was halved.
     pub window_cuts: u64,
+    /// What the flows have come to.
+    pub flows: FlowCounts,
+    /// How long packets wait here before they leave for the first time, smoothed, and at most.
+    pub queue_delay: Duration,
+    /// The longest of these.
+    pub max_queue_delay: Duration,
 }
 
 /// The sending half of a channel.
@@ -52,14 +71,22 @@ pub struct SenderFigures {
 /// * in: [`Sender::push_frame`], [`Sender::push_handshake`], [`Sender::push_ack`], then
 ///   [`Sender::end_batch`]; [`Sender::handle_ack`], [`Sender::handle_route_change`],
 ///   [`Sender::handle_unreachable`], [`Sender::handle_timeout`];
-/// * out: [`Sender::poll_packet`] until `None` after each of these.
+/// * out, after each of these: [`Sender::ready`], and [`Sender::poll_level`] when a link has room.
 pub struct Sender {
-    builder: Builder,
+    route: Route,
+    outbox: Outbox,
     flight: Flight,
     window: Window,
+    next_number: u64,
+    /// Fences that have left.
+    fences: u32,
+    /// Levels at which the next packet waits for credit or for the window, as bits.
+    blocked: u8,
     /// Sum of the costs of all items handed out so far, and the bound that the receiver set for it.
     sent_offset: u64,
     credit: u64,
+    /// What the receiver granted at first.
+    granted: u64,
     /// The receiver is to be asked for its credit.
     ask_credit: bool,
     /// Bytes sent since the receiver was last asked to acknowledge at once.
@@ -68,116 +95,214 @@ pub struct Sender {
     /// Probes since there was progress.
     probes: u32,
     marks: u64,
+    /// How long packets wait here, smoothed, and at most.
+    delay: Duration,
+    max_delay: Duration,
 }
 
 impl Sender {
-    /// `credit` is what the other end granted when the channel was opened, in bytes.
-    pub fn new(route: Route, credit: u64) -> Self {
+    /// `credit` is what the other end granted when the channel was opened, `quota` what a flow may have
+    /// queued before its sender is to be held back, in bytes.
+    pub fn new(route: Route, credit: u64, quota: usize) -> Self {
         Self {
-            builder: Builder::new(route),
+            route,
+            outbox: Outbox::new(quota),
             flight: Flight::default(),
             window: Window::new(credit),
+            next_number: 1,
+            fences: 0,
+            blocked: 0,
             sent_offset: 0,
             credit,
+            granted: credit,
             ask_credit: false,
             unasked: 0,
             probe: None,
             probes: 0,
             marks: 0,
+            delay: Duration::ZERO,
+            max_delay: Duration::ZERO,
         }
     }
 
-    /// Whether packets wait for credit or for the window: then no more frames should be fetched from
-    /// the VM.
+    /// Whether packets wait to be sent.
     pub fn is_held_back(&self) -> bool {
-        !self.builder.is_empty()
+        !self.outbox.is_empty()
     }
 
     /// Whether everything that was pushed has been acknowledged.
     pub fn is_idle(&self) -> bool {
-        self.builder.is_empty() && self.flight.is_empty()
+        self.outbox.is_empty() && self.flight.is_empty()
     }
 
     /// Bytes of packets that wait to be sent, and of those that wait for an acknowledgement.
     pub fn queued_bytes(&self) -> (usize, usize) {
-        (self.builder.waiting_bytes(), self.flight.bytes())
+        (self.outbox.bytes(), self.flight.bytes())
     }
 
     /// Live figures.
     pub fn figures(&self) -> SenderFigures {
         SenderFigures {
-            waiting_bytes: self.builder.waiting_bytes(),
+            waiting_bytes: self.outbox.bytes(),
             unacked_bytes: self.flight.bytes(),
             retransmits: self.flight.retransmits(),
             srtt: self.window.srtt(),
             window: self.window.bytes(),
             marks: self.marks,
             window_cuts: self.window.cuts(),
+            flows: self.outbox.counts(),
+            queue_delay: self.delay,
+            max_queue_delay: self.max_delay,
         }
     }
 
-    /// Packets handed out more than once so far.
-    pub fn retransmits(&self) -> u64 {
-        self.flight.retransmits()
+    /// All flows that are known.
+    pub fn flows(&self) -> impl Iterator<Item = FlowFigures> {
+        self.outbox.flows()
     }
 
     /// The number of the next packet.
     pub fn next_number(&self) -> u64 {
-        self.builder.next_number()
+        self.next_number
+    }
+
+    /// A batch of frames is going to be handed in.
+    pub fn begin_batch(&mut self, now: Instant) {
+        self.outbox.begin_batch(now);
     }
 
     /// Says how many bytes will be pushed until the end of the batch, so that room is made once.
     pub fn expect(&mut self, bytes: usize) {
-        self.builder.expect(bytes);
+        self.outbox.expect(bytes);
     }
 
-    /// Takes one frame of the VM, given in pieces of `total` bytes in all. They are copied.
-    pub fn push_frame(&mut self, pieces: &[&[u8]], total: usize) {
-        self.builder.push_frame(pieces, total);
+    /// Takes one frame, given in pieces of `total` bytes in all. They are copied.
+    pub fn push_frame(&mut self, options: &SendOptions, pieces: &[&[u8]], total: usize) {
+        if total > CHUNK_LEN {
+            let pieces: Vec<Bytes> = pieces.iter().map(|p| Bytes::copy_from_slice(p)).collect();
+            return self.push_large_frame(options, &pieces, total);
+        }
+        let progress = self.progress();
+        self.outbox.push_small(options, pieces, total, progress);
     }
 
-    /// Takes one frame of the VM of more than [`CHUNK_LEN`] bytes, given in pieces of `total` bytes in
-    /// all. Large pieces are not copied: they are kept until acknowledged.
-    pub fn push_large_frame(&mut self, pieces: &[Bytes], total: usize) {
-        self.builder.push_large_frame(pieces, total);
+    /// Takes one frame of more than [`CHUNK_LEN`] bytes, given in pieces of `total` bytes in all. Large
+    /// pieces are not copied: they are kept until acknowledged.
+    pub fn push_large_frame(&mut self, options: &SendOptions, pieces: &[Bytes], total: usize) {
+        let progress = self.progress();
+        self.outbox.push_large(options, pieces, total, progress);
     }
 
     /// Takes one message of the distribution handshake (at most [`CHUNK_LEN`] bytes are kept).
     pub fn push_handshake(&mut self, message: &[u8]) {
-        self.builder.push_handshake(message);
+        let message = &message[..message.len().min(CHUNK_LEN)];
+        self.outbox.push_fence(item::HANDSHAKE, &[message], message.len());
     }
 
     /// Puts an acknowledgement on the back of the data that is being built. It costs no credit.
     pub fn push_ack(&mut self, next: u64, credit: u64) {
-        self.builder.push_ack(next, credit);
+        self.outbox.push_ack(next, credit);
     }
 
-    /// Ends the packet that is being built.
+    /// Ends the packets that are being built.
     pub fn end_batch(&mut self) {
-        self.builder.end_batch();
+        self.outbox.end_batch();
     }
 
-    /// The next packet to put on a link, resends first.
+    /// Flows that got over their quota since this was asked last: their senders are to be held back.
+    pub fn take_hold(&mut self) -> Vec<u64> {
+        self.outbox.take_hold()
+    }
+
+    /// Flows of which [`Sender::take_hold`] has told, and that are below half of their quota again.
+    pub fn take_resume(&mut self) -> Vec<u64> {
+        self.outbox.take_resume()
+    }
+
+    /// Whether [`Sender::take_resume`] has something.
+    pub fn has_resume(&self) -> bool {
+        self.outbox.has_resume()
+    }
+
+    /// Levels at which packets may leave now, as bits.
+    pub fn ready(&mut self) -> u8 {
+        let again = self.flight.has_resends() || self.ask_credit;
+        let again = if again { Level::Urgent.bit() } else { 0 };
+        self.outbox.ready() & !self.blocked | again
+    }
+
+    /// The next packet of any level, the most urgent first.
     pub fn poll_packet(&mut self, now: Instant) -> Option<Packet> {
-        if let Some(packet) = self.flight.poll_resend(now) {
-            return Some(packet);
+        loop {
+            let ready = self.ready();
+            let level = *Level::ALL.iter().find(|level| ready & level.bit() != 0)?;
+            if let Some(packet) = self.poll_level(now, level) {
+                return Some(packet);
+            }
         }
-        if std::mem::take(&mut self.ask_credit) {
-            return Some(self.builder.credit_probe());
+    }
+
+    /// The next packet of a level. `None` if it has nothing, or must wait for credit or the window.
+    pub fn poll_level(&mut self, now: Instant, level: Level) -> Option<Packet> {
+        if level == Level::Urgent {
+            if let Some((packet, given_up)) = self.flight.poll_resend(now) {
+                if let Some(late) = given_up {
+                    self.outbox.give_up(late);
+                }
+                return Some(packet);
+            }
+            if std::mem::take(&mut self.ask_credit) {
+                return Some(self.credit_probe());
+            }
         }
-        let next = self.builder.front()?;
-        let (cost, len) = (next.cost, next.len());
-        if self.sent_offset + cost > self.credit || !self.window.admits(self.flight.bytes(), len) {
+        if self.blocked & level.bit() != 0 {
+            return None;
+        }
+        let mut out = self.outbox.poll(level)?;
+        let (cost, len) = (out.part.cost, out.part.len());
+        if !self.admits(&out) {
             // The acknowledgement with more credit may get lost: this end has to ask for it then.
+            self.outbox.put_back(out);
+            self.blocked |= level.bit();
             self.arm(now);
             return None;
         }
-        let built = self.builder.pop()?;
-        let number = built.number;
+        self.outbox.left(&out);
+        let waited = out.since.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        self.note_delay(waited);
+        let left = out.deadline.map(|deadline| deadline.saturating_sub(waited));
+        if left == Some(Duration::ZERO) {
+            out.part = out.void();
+            (out.deadline, out.reliable) = (None, true);
+            self.outbox.give_up(true);
+        }
+        let number = self.next_number;
+        self.next_number += 1;
         self.sent_offset += cost;
         let ack_now = self.asks_for_ack(len);
-        let packet = built.into_packet(ack_now);
-        self.flight.push(now, number, packet.clone());
+        let (label, fence) = (out.label, out.fence);
+        let flags = flags_of(level)
+            | if ack_now { FLAG_ACK_NOW } else { 0 }
+            | if fence { FLAG_FENCE } else { 0 };
+        let header = RoutedHeader {
+            flags,
+            mutable: left.map_or(0, time_left) << TIME_LEFT_SHIFT,
+            label,
+            number,
+            ..self.header()
+        };
+        let instead = out.is_optional().then(|| {
+            let from = if out.reliable { left.map_or(now, |left| now + left) } else { now };
+            let header = RoutedHeader { mutable: 0, ..header };
+            Instead {
+                from,
+                late: out.reliable,
+                packet: out.void().into_packet(header, self.fences),
+            }
+        });
+        let packet = out.part.into_packet(header, self.fences);
+        self.fences = self.fences.wrapping_add(u32::from(fence));
+        self.flight.push(now, number, label, packet.clone(), instead);
         self.arm(now);
         Some(packet)
     }
@@ -186,7 +311,8 @@ impl Sender {
     pub fn handle_ack(&mut self, now: Instant, ack: &Ack) {
         let under_way = self.flight.bytes();
         let after = self.window.resend_after();
-        let progress = self.flight.handle_ack(now, ack.next, &ack.ranges, after);
+        let late = self.window.late_after();
+        let progress = self.flight.handle_ack(now, ack.next, &ack.ranges, after, late);
         if let Some(rtt) = progress.rtt {
             self.window.sample(rtt);
         }
@@ -201,6 +327,7 @@ impl Sender {
             self.probe = Some(now + self.window.probe_after(0));
             self.flight.recover();
         }
+        self.blocked = 0;
         if self.is_idle() {
             self.probe = None;
         }
@@ -217,7 +344,8 @@ impl Sender {
     /// The way to the destination has changed: all that is not acknowledged may have been lost.
     pub fn handle_route_change(&mut self, now: Instant) {
         self.flight.handle_route_change(now);
-        self.ask_credit = self.flight.is_empty() && self.is_held_back();
+        self.ask_credit = self.flight.is_empty() && self.blocked != 0;
+        self.blocked = 0;
         self.probes = 0;
         self.probe = (!self.is_idle()).then_some(now + self.window.probe_after(0));
     }
@@ -245,7 +373,8 @@ impl Sender {
             self.probe = None;
             return;
         }
-        let gaps = self.flight.resend_gaps(now, self.window.resend_after());
+        let gaps =
+            self.flight.resend_gaps(now, self.window.resend_after(), self.window.late_after());
         if gaps.lost {
             self.window.cut(now, self.flight.bytes());
             self.probe = Some(now + self.window.probe_after(self.probes));
@@ -253,10 +382,48 @@ impl Sender {
         }
         self.probes = self.probes.saturating_add(1);
         self.probe = Some(now + self.window.probe_after(self.probes));
-        if self.flight.is_empty() {
-            self.ask_credit = true;
-        } else {
+        if !self.flight.is_empty() {
             self.flight.probe(now);
+        } else if std::mem::take(&mut self.blocked) != 0 {
+            self.ask_credit = true;
+        }
+    }
+
+    /// Whether a packet may leave: there is credit for it, and room in the window. What is not bulk may
+    /// use what is reserved.
+    fn admits(&self, out: &Outgoing) -> bool {
+        let bulk = matches!(out.level, Level::Normal | Level::Low);
+        // A small grant is needed whole.
+        let spare = if bulk && self.granted >= 8 * RESERVE as u64 { RESERVE } else { 0 };
+        let extra = if bulk { 0 } else { RESERVE };
+        let under_way = self.flight.bytes().saturating_sub(extra);
+        self.sent_offset + out.part.cost + spare as u64 <= self.credit
+            && self.window.admits(under_way, out.part.len())
+    }
+
+    /// A DATA packet outside the numbering: the receiver takes it for a repeated one, and tells how
+    /// far it is and what credit there is.
+    fn credit_probe(&self) -> Packet {
+        let part = Part { head: vec![0; PREFIX_LEN], body: Bytes::new(), cost: 0 };
+        let flags = flags_of(Level::Urgent);
+        part.into_packet(RoutedHeader { flags, ..self.header() }, self.fences)
+    }
+
+    fn header(&self) -> RoutedHeader {
+        let Route { source, destination, channel } = self.route;
+        RoutedHeader::to(destination, source, channel)
+    }
+
+    fn note_delay(&mut self, waited: Duration) {
+        self.delay = (self.delay * 7 + waited) / 8;
+        self.max_delay = self.max_delay.max(waited);
+    }
+
+    fn progress(&self) -> Progress {
+        Progress {
+            last_number: self.next_number - 1,
+            first_unacked: self.flight.first().unwrap_or(self.next_number),
+            urgent: self.outbox.urgent_left(),
         }
     }
 
@@ -282,4 +449,18 @@ impl Sender {
         }
         ask
     }
+}
+
+fn flags_of(level: Level) -> u8 {
+    match level {
+        Level::High => FLAG_HIGH,
+        Level::Urgent => FLAG_URGENT,
+        Level::Normal => 0,
+        Level::Low => FLAG_LOW,
+    }
+}
+
+/// As it stands in the header: at least a millisecond, and at most what fits.
+fn time_left(left: Duration) -> u16 {
+    u16::try_from(left.as_millis()).unwrap_or(u16::MAX).clamp(1, MAX_TIME_LEFT_MS)
 }

@@ -83,6 +83,12 @@ impl Window {
         self.srtt.unwrap_or(PROBE_FIRST) * 9 / 8
     }
 
+    /// A packet that packets of other flows have overtaken is taken for lost after so long: relays queue
+    /// flows apart, and one may wait there for a while.
+    pub(super) fn late_after(&self) -> Duration {
+        2 * self.probe_after(0)
+    }
+
     /// Bytes that may be under way; `None` if the window stops nothing.
     pub(super) fn bytes(&self) -> Option<usize> {
         (self.bytes < self.limit).then_some(self.bytes)

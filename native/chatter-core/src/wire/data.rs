@@ -1,12 +1,15 @@
 //! Contents of the packets of a channel: DATA, ACK, OPEN, OPENED, RESET, RESET_ACK, UNREACHABLE.
 //!
 //! ```text
-//! DATA   item*                      item: | kind:8 | len:24 | body (len) |
+//! DATA   fences:32 | item*          item: | kind:8 | len:24 | body (len) |
 //!        FRAME      body = one whole frame of the VM
 //!        FIRST      body = | total:32 | first part of a frame of `total` bytes |
 //!        MORE       body = the next part; the frame ends when `total` bytes are there
 //!        HANDSHAKE  body = one message of the distribution handshake
 //!        ACK        body = | next:64 | credit:64 |
+//!        FLOW       body = | flow:32 | sequence:32 |
+//!        END        body = nothing
+//!        VOID       body = | cost:32 |
 //! ACK    | next:64 | credit:64 | n:8 | n * ( from:64 | to:64 ) |
 //! OPEN   | index:32 | epoch:64 | incarnation:64 | window:64 | name len:8 | name |
 //! OPENED | index:32 | epoch:64 | incarnation:64 | window:64 | epoch of the OPEN:64 |
@@ -38,6 +41,29 @@ pub mod item {
     pub const HANDSHAKE: u8 = 4;
     /// Acknowledgement and credit on the back of data.
     pub const ACK: u8 = 5;
+    /// The items that follow belong to this flow; the first of them has this sequence number.
+    pub const FLOW: u8 = 6;
+    /// The flow is over.
+    pub const END: u8 = 7;
+    /// Stands for a frame that nobody wants any more, and for what it would have cost.
+    pub const VOID: u8 = 8;
+}
+
+/// Bytes in front of the items of a DATA packet: how many fences were sent before it.
+pub const FENCES_LEN: usize = 4;
+
+/// Bytes of the body of a FLOW item.
+pub const FLOW_LEN: usize = 8;
+
+/// Splits the number of fences that were sent before off the content of a DATA packet; 0 without any.
+pub fn fences(content: &mut &[u8]) -> Result<u32, WireError> {
+    if content.is_empty() {
+        return Ok(0);
+    }
+    let mut r = Reader::new(content);
+    let fences = r.u32("fences")?;
+    *content = r.rest();
+    Ok(fences)
 }
 
 /// One item of a DATA packet.
@@ -62,6 +88,20 @@ pub enum Item<'a> {
         next: u64,
         /// The sender may send up to this offset.
         credit: u64,
+    },
+    /// The next items belong to a flow.
+    Flow {
+        /// Its number in the channel.
+        flow: u32,
+        /// The sequence number of the next item; the one after has the next number.
+        sequence: u32,
+    },
+    /// The flow is over: its number will not be used again.
+    End,
+    /// A frame was here that was lost, or late, and is not sent again.
+    Void {
+        /// What the item has used up of the credit.
+        cost: u32,
     },
 }
 
@@ -88,6 +128,22 @@ pub fn next_item<'a>(content: &mut &'a [u8]) -> Result<Option<Item<'a>>, WireErr
             let (next, credit) = (r.u64("ack number")?, r.u64("ack credit")?);
             r.finish("ack item")?;
             Item::Ack { next, credit }
+        }
+        item::FLOW => {
+            let mut r = Reader::new(body);
+            let (flow, sequence) = (r.u32("flow")?, r.u32("sequence")?);
+            r.finish("flow item")?;
+            Item::Flow { flow, sequence }
+        }
+        item::END => {
+            Reader::new(body).finish("end item")?;
+            Item::End
+        }
+        item::VOID => {
+            let mut r = Reader::new(body);
+            let cost = r.u32("cost")?;
+            r.finish("void item")?;
+            Item::Void { cost }
         }
         _ => return Err(WireError::Invalid("item kind")),
     }))

@@ -1,15 +1,17 @@
 //! The header of every packet that may travel over relays.
 //!
 //! ```text
-//!  0       1           2         4             12       20         24       32
-//! +-------+-----------+---------+-------------+--------+----------+--------+---------
-//! | flags | hop limit | mutable | destination | source | channel  | number | content
-//! |   8   |     8     |   16    |     64      |   64   |    32    |   64   |
-//! +-------+-----------+---------+-------------+--------+----------+--------+---------
+//!  0       1           2         4             12       20         24      26       32
+//! +-------+-----------+---------+-------------+--------+----------+-------+--------+---------
+//! | flags | hop limit | mutable | destination | source | channel  | label | number | content
+//! |   8   |     8     |   16    |     64      |   64   |    32    |  16   |   48   |
+//! +-------+-----------+---------+-------------+--------+----------+-------+--------+---------
 //! ```
 //!
-//! A relay reads the destination, counts the hop limit down, may set a mark, and passes the rest on
-//! untouched.
+//! A relay reads the destination, counts the hop limit and the time left down, may set a mark, queues by
+//! class and label, and passes the rest on untouched.
+
+use std::time::Duration;
 
 use bytes::BytesMut;
 
@@ -17,6 +19,7 @@ use super::packet::Packet;
 use super::reader::{Reader, WireError};
 use super::{PACKET_HEADER_LEN, PacketType, packet_header};
 use crate::ids::{ChannelIndex, NodeId};
+use crate::sched::fair::Level;
 
 /// Bytes of a [`RoutedHeader`].
 pub const ROUTED_HEADER_LEN: usize = 32;
@@ -30,22 +33,45 @@ pub const FLAG_ACK_NOW: u8 = 0x01;
 /// Flag of ACK: DATA that a relay had marked has come since the last ACK.
 pub const FLAG_MARKED: u8 = 0x02;
 
+/// Flag of DATA: its frames come after all that have lower numbers, and before all that have higher
+/// ones.
+pub const FLAG_FENCE: u8 = 0x04;
+
+/// Flag of DATA: small things of flows that have nothing else under way.
+pub const FLAG_URGENT: u8 = 0x08;
+
+/// Flag of DATA: of high priority.
+pub const FLAG_HIGH: u8 = 0x10;
+
+/// Flag of DATA: of low priority. With [`FLAG_HIGH`]: of high priority.
+pub const FLAG_LOW: u8 = 0x20;
+
 /// Mark of a relay, in `mutable`: the packet waited there for long.
 pub const MARK_DELAYED: u16 = 0x0001;
 
-/// Offsets in a whole packet of the flags, the hop limit, and the lower byte of `mutable`.
-pub(crate) const FLAGS_AT: usize = PACKET_HEADER_LEN;
+/// The rest of `mutable`: milliseconds left until nobody wants the packet any more, 0 for no such time.
+/// A relay takes off what the packet has waited there, and drops it when nothing is left.
+pub const TIME_LEFT_SHIFT: u32 = 1;
+
+/// The longest time until a deadline that can be told, in milliseconds.
+pub const MAX_TIME_LEFT_MS: u16 = u16::MAX >> TIME_LEFT_SHIFT;
+
+/// The largest number of a packet.
+pub const MAX_NUMBER: u64 = (1 << 48) - 1;
+
+/// Offsets in a whole packet of the hop limit, and of the lower byte of `mutable`.
 pub(crate) const HOP_LIMIT_AT: usize = PACKET_HEADER_LEN + 1;
 pub(crate) const MARKS_AT: usize = PACKET_HEADER_LEN + 3;
+const MUTABLE_AT: usize = PACKET_HEADER_LEN + 2;
 
 /// The part of a routed packet that relays read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RoutedHeader {
-    /// [`FLAG_ACK_NOW`], [`FLAG_MARKED`]; the rest is reserved, 0. Relays must not change it.
+    /// [`FLAG_ACK_NOW`] and its like; the rest is reserved, 0. Relays must not change it.
     pub flags: u8,
     /// Relays left before the packet dies.
     pub hop_limit: u8,
-    /// What relays mark: [`MARK_DELAYED`]; the rest is reserved, 0.
+    /// What relays change: [`MARK_DELAYED`], and the time left ([`TIME_LEFT_SHIFT`]).
     pub mutable: u16,
     /// The node the packet is for.
     pub destination: NodeId,
@@ -53,14 +79,38 @@ pub struct RoutedHeader {
     pub source: NodeId,
     /// The destination's index of the channel.
     pub channel: ChannelIndex,
-    /// Packet number in the channel; 0 for packets outside its numbering.
+    /// Of DATA: a hash of its flow, the same for all packets of a flow; relays keep flows apart by it.
+    pub label: u16,
+    /// Packet number in the channel, at most [`MAX_NUMBER`]; 0 for packets outside its numbering.
     pub number: u64,
 }
 
 impl RoutedHeader {
     /// The header of a fresh packet outside the numbering of its channel.
     pub fn to(destination: NodeId, source: NodeId, channel: ChannelIndex) -> Self {
-        Self { flags: 0, hop_limit: HOP_LIMIT, mutable: 0, destination, source, channel, number: 0 }
+        Self {
+            flags: 0,
+            hop_limit: HOP_LIMIT,
+            mutable: 0,
+            destination,
+            source,
+            channel,
+            label: 0,
+            number: 0,
+        }
+    }
+
+    /// How urgent the source says that the packet is. Everything but DATA is; it is small.
+    pub fn level(&self, kind: PacketType) -> Level {
+        if kind != PacketType::Data || self.flags & FLAG_URGENT != 0 {
+            Level::Urgent
+        } else if self.flags & FLAG_HIGH != 0 {
+            Level::High
+        } else if self.flags & FLAG_LOW != 0 {
+            Level::Low
+        } else {
+            Level::Normal
+        }
     }
 
     /// Reads the header off the front of a routed packet's body; the content is what is left.
@@ -72,7 +122,8 @@ impl RoutedHeader {
             destination: NodeId(r.u64("destination")?),
             source: NodeId(r.u64("source")?),
             channel: ChannelIndex(r.u32("channel")?),
-            number: r.u64("number")?,
+            label: r.u16("label")?,
+            number: u64::from(r.u16("number")?) << 32 | u64::from(r.u32("number")?),
         })
     }
 
@@ -85,7 +136,8 @@ impl RoutedHeader {
         out[4..12].copy_from_slice(&self.destination.0.to_be_bytes());
         out[12..20].copy_from_slice(&self.source.0.to_be_bytes());
         out[20..24].copy_from_slice(&self.channel.0.to_be_bytes());
-        out[24..32].copy_from_slice(&self.number.to_be_bytes());
+        let number = u64::from(self.label) << 48 | self.number & MAX_NUMBER;
+        out[24..32].copy_from_slice(&number.to_be_bytes());
         out
     }
 
@@ -99,14 +151,38 @@ impl RoutedHeader {
     }
 }
 
+/// The head of a packet, to be changed; copied only if somebody else holds it.
+fn head_mut(packet: &mut Packet) -> BytesMut {
+    let head = std::mem::take(&mut packet.head);
+    head.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]))
+}
+
 /// Sets [`MARK_DELAYED`] in a whole routed packet.
 pub fn mark_delayed(packet: &mut Packet) {
-    let head = std::mem::take(&mut packet.head);
-    let mut head = head.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]));
+    let mut head = head_mut(packet);
     if let Some(marks) = head.get_mut(MARKS_AT) {
         *marks |= MARK_DELAYED as u8;
     }
     packet.head = head.freeze();
+}
+
+/// A whole routed packet has waited for so long. `false` if its deadline is over.
+pub fn age(packet: &mut Packet, waited: Duration) -> bool {
+    let Some(mutable) = packet.head.get(MUTABLE_AT..MUTABLE_AT + 2) else { return true };
+    let mutable = u16::from_be_bytes([mutable[0], mutable[1]]);
+    let left = mutable >> TIME_LEFT_SHIFT;
+    let waited = u16::try_from(waited.as_millis()).unwrap_or(u16::MAX);
+    if left == 0 || waited == 0 {
+        return true;
+    }
+    if waited >= left {
+        return false;
+    }
+    let mutable = (left - waited) << TIME_LEFT_SHIFT | mutable & MARK_DELAYED;
+    let mut head = head_mut(packet);
+    head[MUTABLE_AT..MUTABLE_AT + 2].copy_from_slice(&mutable.to_be_bytes());
+    packet.head = head.freeze();
+    true
 }
 
 /// The destination of a whole routed packet; `None` if it is none.

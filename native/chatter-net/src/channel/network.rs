@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use chatter_core::channel::life::State;
 use chatter_core::channel::receive::Piggyback;
+use chatter_core::channel::send::Sender;
 use chatter_core::wire::data::{Ack, Opened, Reset, ResetReason};
 use chatter_core::wire::routed::RoutedHeader;
 
@@ -108,7 +109,10 @@ impl Channel {
                 ResetReason::Unreachable => tx.half.give_up(reason),
                 _ => _ = tx.half.over(),
             }
-            self.count_retained(&mut tx);
+            self.count_retained(node, &mut tx);
+            if let Some(on) = tx.on.take() {
+                on.remove_own(self.index.0);
+            }
         }
         self.rx.lock().tell_end(reason);
         self.forget_if_over(node);
@@ -128,15 +132,28 @@ impl Channel {
         self.carry_on(node, tx, now);
     }
 
-    /// A link that was full has room again, or is gone.
-    pub(crate) fn link_has_room(self: &Arc<Self>) {
-        let writable = {
+    /// A link has taken something from the channel, or is gone. On a thread of the runtime.
+    pub(crate) fn wake_user(self: &Arc<Self>) {
+        let Some(node) = self.node.upgrade() else { return };
+        let (writable, resume) = {
             let mut tx = self.tx.lock();
-            self.user_may_go_on(&mut tx, None)
+            let resume = tx.half.sender_mut().map(Sender::take_resume).unwrap_or_default();
+            (self.user_may_go_on(&node, &mut tx), resume)
         };
+        if !resume.is_empty() {
+            self.host.resume(resume);
+        }
         if writable {
             self.host.writable();
         }
+    }
+
+    /// A link is gone: what is left goes another way, now or when there is one.
+    pub(crate) fn leave_link(self: &Arc<Self>) {
+        let Some(node) = self.node.upgrade() else { return };
+        let mut tx = self.tx.lock();
+        tx.on = None;
+        self.carry_on(&node, tx, Instant::now());
     }
 
     /// Regular service while something is under way; `false` when it is not needed any more.
