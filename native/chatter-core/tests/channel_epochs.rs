@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use chatter_core::channel::incoming::Incoming;
 use chatter_core::channel::life::{Outgoing, State};
+use chatter_core::channel::options::SendOptions;
 use chatter_core::channel::receive::Sink;
 use chatter_core::channel::table::{OpenVerdict, Table};
 use chatter_core::channel::{Names, SERVICE_INTERVAL, Settings};
@@ -48,16 +49,16 @@ struct Frames {
 }
 
 impl Sink for Frames {
-    fn frame(&mut self, frame: &[u8], _: u64) {
+    fn frame(&mut self, _: Option<u32>, frame: &[u8], _: u64) {
         let number = |at: usize| u64::from_be_bytes(frame[at..at + 8].try_into().unwrap());
         assert_eq!(number(0), self.session, "of another session");
         assert_eq!(number(8), self.life.0, "for another life");
         assert_eq!(number(16), self.next, "lost, repeated or out of order");
         self.next += 1;
     }
-    fn frame_start(&mut self, _: usize) {}
-    fn frame_part(&mut self, _: &[u8]) {}
-    fn frame_end(&mut self, _: u64) {}
+    fn frame_start(&mut self, _: Option<u32>, _: usize) {}
+    fn frame_part(&mut self, _: Option<u32>, _: &[u8]) {}
+    fn frame_end(&mut self, _: Option<u32>, _: u64) {}
     fn handshake(&mut self, _: &[u8], _: u64) {}
 }
 
@@ -103,6 +104,7 @@ fn node(id: u64, life: u64, peer_life: u64) -> Node {
         window: 1 << 20,
         max_frame: 1 << 20,
         setup_retry: 250 * MS,
+        flow_quota: 256 * 1024,
         gap_timeout: Duration::from_secs(10),
     };
     Node {
@@ -406,7 +408,7 @@ impl World {
         for _ in 0..frames {
             let Some(sender) = end.out.sender_mut() else { break };
             let parts = [session, life.0, end.sent].map(u64::to_be_bytes);
-            sender.push_frame(&[&parts[0], &parts[1], &parts[2]], 24);
+            sender.push_frame(&SendOptions::default(), &[&parts[0], &parts[1], &parts[2]], 24);
             sender.end_batch();
             end.sent += 1;
         }

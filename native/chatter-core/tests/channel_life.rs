@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use chatter_core::channel::incoming::Incoming;
 use chatter_core::channel::life::{Outgoing, State};
+use chatter_core::channel::options::SendOptions;
 use chatter_core::channel::receive::Sink;
 use chatter_core::channel::table::{OpenVerdict, Table};
 use chatter_core::channel::{Names, Settings};
@@ -32,6 +33,7 @@ fn settings(me: NodeId) -> Arc<Settings> {
         window: 1 << 20,
         max_frame: 1 << 20,
         setup_retry: RETRY,
+        flow_quota: 256 * 1024,
         gap_timeout: Duration::from_secs(10),
     })
 }
@@ -45,12 +47,12 @@ fn names(me: NodeId) -> Names {
 struct Frames(Vec<Vec<u8>>);
 
 impl Sink for Frames {
-    fn frame(&mut self, frame: &[u8], _: u64) {
+    fn frame(&mut self, _: Option<u32>, frame: &[u8], _: u64) {
         self.0.push(frame.to_vec());
     }
-    fn frame_start(&mut self, _: usize) {}
-    fn frame_part(&mut self, _: &[u8]) {}
-    fn frame_end(&mut self, _: u64) {}
+    fn frame_start(&mut self, _: Option<u32>, _: usize) {}
+    fn frame_part(&mut self, _: Option<u32>, _: &[u8]) {}
+    fn frame_end(&mut self, _: Option<u32>, _: u64) {}
     fn handshake(&mut self, _: &[u8], _: u64) {}
 }
 
@@ -141,7 +143,7 @@ fn the_end_comes_after_the_data() {
     let now = start();
     let (mut a, mut b) = pair(now);
     let sender = a.sender_mut().unwrap();
-    sender.push_frame(&[b"last words"], 10);
+    sender.push_frame(&SendOptions::default(), &[b"last words"], 10);
     sender.end_batch();
     let data = a.poll_packet(now).unwrap();
     assert!(a.close(ResetReason::Closed, now) && !a.close(ResetReason::Closed, now));
@@ -193,7 +195,9 @@ fn the_end_waits_for_data_for_a_while() {
 fn nothing_before_the_beginning_or_after_the_end() {
     let mut incoming = Incoming::new(&settings(B), names(B));
     let mut frames = Frames::default();
-    let content = [1, 0, 0, 1, b'x'];
+    // No fence before it; item 0 of flow 1: a frame.
+    let content =
+        [&[0; 4][..], &[6, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0, 0], &[1, 0, 0, 1, b'x']].concat();
     incoming.handle_data(&number(1), &content, &mut frames, &mut Vec::new()).unwrap();
     assert!(frames.0.is_empty() && incoming.poll_ack().is_none());
     incoming.open(names(A).index);

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chatter_core::channel::CHUNK_LEN;
+use chatter_core::channel::options::SendOptions;
 use chatter_core::channel::receive::{AckNeed, Piggyback, ReceiveError, Receiver, Sink};
 use chatter_core::channel::send::{Route, Sender};
 use chatter_core::ids::{ChannelIndex, NodeId};
@@ -13,17 +14,59 @@ use chatter_core::wire::reader::WireError;
 #[derive(Default)]
 struct Nothing(usize);
 
+/// What the items of a packet belong to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    /// Each packet is a fence: in order with all others.
+    Fences,
+    /// All packets are of one flow, and have one item that counts, each.
+    Flow,
+}
+
+use Kind::{Fences, Flow};
+
+/// Takes a packet. It is the one of its number in its flow as well, or all before it are fences as well.
+fn take_as(
+    kind: Kind,
+    receiver: &mut Receiver,
+    number: u64,
+    items: &[u8],
+    sink: &mut dyn Sink,
+) -> Result<AckNeed, ReceiveError> {
+    let before = (number.wrapping_sub(1) as u32).to_be_bytes();
+    let content = match kind {
+        Fences => [&before, items].concat(),
+        Flow => {
+            let flow = one(item::FLOW, &[7u32.to_be_bytes(), before].concat());
+            [&0u32.to_be_bytes(), &flow[..], items].concat()
+        }
+    };
+    receiver.handle_data(number, kind == Fences, &content, sink, &mut Vec::new())
+}
+
+fn take(
+    receiver: &mut Receiver,
+    number: u64,
+    items: &[u8],
+    sink: &mut dyn Sink,
+) -> Result<AckNeed, ReceiveError> {
+    take_as(Fences, receiver, number, items, sink)
+}
+
 impl Sink for Nothing {
-    fn frame(&mut self, _: &[u8], _: u64) {
+    fn frame(&mut self, _: Option<u32>, _: &[u8], _: u64) {
         self.0 += 1;
     }
-    fn frame_start(&mut self, _: usize) {}
-    fn frame_part(&mut self, _: &[u8]) {}
-    fn frame_end(&mut self, _: u64) {
+    fn frame_start(&mut self, _: Option<u32>, _: usize) {}
+    fn frame_part(&mut self, _: Option<u32>, _: &[u8]) {}
+    fn frame_end(&mut self, _: Option<u32>, _: u64) {
         self.0 += 1;
     }
     fn handshake(&mut self, _: &[u8], _: u64) {}
 }
+
+/// Headers, the number of fences, and the item FLOW.
+const PREFIX: usize = 4 + 32 + 4 + 12;
 
 const WINDOW: u64 = 1_000;
 const MAX_FRAME: usize = 500;
@@ -36,14 +79,26 @@ fn first(total: u32, part: &[u8]) -> Vec<u8> {
     one(item::FIRST, &[&total.to_be_bytes(), part].concat())
 }
 
-/// What becomes of the last of these packets, numbered from 1; the others are in order.
+/// What becomes of the last of these packets, numbered from 1; the others are in order. It is the same
+/// for fences and for packets of a flow, and for these whether or not they come in order.
 fn last_of(packets: &[Vec<u8>]) -> Result<AckNeed, ReceiveError> {
+    let run = |kind| {
+        let mut receiver = Receiver::new(WINDOW, MAX_FRAME);
+        let mut result = Ok(AckNeed::None);
+        for (number, content) in (1..).zip(packets) {
+            assert!(result.is_ok(), "packet {} of {packets:?}: {result:?}", number - 1);
+            result = take_as(kind, &mut receiver, number, content, &mut Nothing::default());
+        }
+        result
+    };
+    let result = run(Fences);
+    assert_eq!(run(Flow), result, "{packets:?}");
     let mut receiver = Receiver::new(WINDOW, MAX_FRAME);
-    let mut result = Ok(AckNeed::None);
-    for (number, content) in (1..).zip(packets) {
-        assert!(result.is_ok(), "packet {} of {packets:?}: {result:?}", number - 1);
-        result = receiver.handle_data(number, content, &mut Nothing::default(), &mut Vec::new());
-    }
+    let backwards = (1..).zip(packets).collect::<Vec<_>>().into_iter().rev();
+    let error = backwards.map(|(number, content)| {
+        take_as(Flow, &mut receiver, number, content, &mut Nothing::default())
+    });
+    assert_eq!(error.filter_map(Result::err).next(), result.err(), "backwards: {packets:?}");
     result
 }
 
@@ -94,27 +149,29 @@ fn over_credit_in_order() {
 }
 
 /// Given more than the credit ahead of a missing packet, expect `Credit`; the acknowledgements on the
-/// back of small frames are not part of it.
+/// back of small frames are not part of it. Of a flow, the bodies are kept, of fences also what is
+/// around them.
 #[test]
 fn over_credit_ahead() {
-    let ahead = |contents: &[Vec<u8>]| {
+    let ahead = |kind, contents: &[Vec<u8>]| {
         let mut receiver = Receiver::new(WINDOW, MAX_FRAME);
         let mut result = Ok(AckNeed::None);
         for (number, content) in (2..).zip(contents) {
-            result =
-                receiver.handle_data(number, content, &mut Nothing::default(), &mut Vec::new());
+            result = take_as(kind, &mut receiver, number, content, &mut Nothing::default());
             if result.is_err() {
                 break;
             }
         }
-        (result, receiver.ahead_bytes())
+        (result.map(drop), receiver.ahead_bytes())
     };
     let full = [one(item::FRAME, &[0; 496]), one(item::FRAME, &[0; 496])];
-    assert_eq!(ahead(&full), (Ok(AckNeed::Now), 1_000));
     let over = [&full[..], &[one(item::FRAME, b"")]].concat();
-    assert_eq!(ahead(&over), (Err(ReceiveError::Credit), 1_000));
-    let small = [one(item::ACK, &[0; 16]), one(item::FRAME, b"")].concat();
-    assert_eq!(ahead(&vec![small; 250]), (Ok(AckNeed::Now), 6_000));
+    let small = vec![[one(item::ACK, &[0; 16]), one(item::FRAME, b"")].concat(); 250];
+    for (kind, kept, kept_small) in [(Fences, 1_000, 6_000), (Flow, 992, 0)] {
+        assert_eq!(ahead(kind, &full), (Ok(()), kept));
+        assert_eq!(ahead(kind, &over).0, Err(ReceiveError::Credit));
+        assert_eq!(ahead(kind, &small), (Ok(()), kept_small));
+    }
 }
 
 /// Given numbers that no sender can have reached, expect `Credit`, not an entry for each.
@@ -122,7 +179,7 @@ fn over_credit_ahead() {
 fn numbers_far_ahead() {
     for number in [WINDOW + 2, u64::MAX - 1, u64::MAX] {
         let mut receiver = Receiver::new(WINDOW, MAX_FRAME);
-        let taken = receiver.handle_data(number, &[], &mut Nothing::default(), &mut Vec::new());
+        let taken = take(&mut receiver, number, &[], &mut Nothing::default());
         assert_eq!(taken, Err(ReceiveError::Credit), "{number}");
     }
 }
@@ -134,10 +191,10 @@ fn empty_packets_ahead_are_bounded() {
     let mut receiver = Receiver::new(1 << 20, MAX_FRAME);
     let mut sink = Nothing::default();
     for number in 2..100_000 {
-        receiver.handle_data(number, &[], &mut sink, &mut Vec::new()).unwrap();
+        take(&mut receiver, number, &[], &mut sink).unwrap();
     }
     assert_eq!(receiver.take_ack().ranges, [(2, 2 + (1 << 20) / 64)]);
-    receiver.handle_data(1, &[], &mut sink, &mut Vec::new()).unwrap();
+    take(&mut receiver, 1, &[], &mut sink).unwrap();
     assert_eq!(receiver.next_number(), 2 + (1 << 20) / 64);
     assert_eq!(receiver.ahead_bytes(), 0);
 }
@@ -146,10 +203,9 @@ fn empty_packets_ahead_are_bounded() {
 #[test]
 fn malformed_items() {
     for content in [vec![9, 0, 0, 0], vec![1, 0, 0], vec![1, 0, 0, 5, 1], vec![5, 0, 0, 1, 1]] {
-        let mut receiver = Receiver::new(WINDOW, MAX_FRAME);
         for number in [1, 2] {
-            let taken =
-                receiver.handle_data(number, &content, &mut Nothing::default(), &mut Vec::new());
+            let mut receiver = Receiver::new(WINDOW, MAX_FRAME);
+            let taken = take(&mut receiver, number, &content, &mut Nothing::default());
             assert!(matches!(taken, Err(ReceiveError::Wire(_))), "{content:?}: {taken:?}");
         }
     }
@@ -166,10 +222,10 @@ fn repeated_packets() {
     let mut sink = Nothing::default();
     let frame = one(item::FRAME, b"x");
     for number in [1, 1, 3, 3, 2, 2, 3, 0] {
-        receiver.handle_data(number, &frame, &mut sink, &mut Vec::new()).unwrap();
+        take(&mut receiver, number, &frame, &mut sink).unwrap();
     }
     assert_eq!((sink.0, receiver.duplicates(), receiver.next_number()), (3, 5, 4));
-    let again = receiver.handle_data(1, &frame, &mut sink, &mut Vec::new());
+    let again = take(&mut receiver, 1, &frame, &mut sink);
     assert_eq!(again, Ok(AckNeed::Now));
 }
 
@@ -179,7 +235,7 @@ fn repeated_packets() {
 fn ranges_are_told() {
     let mut receiver = Receiver::new(1 << 20, MAX_FRAME);
     let mut put = |number| {
-        let taken = receiver.handle_data(number, b"", &mut Nothing::default(), &mut Vec::new());
+        let taken = take(&mut receiver, number, b"", &mut Nothing::default());
         assert!(taken.is_ok());
         receiver.take_ack().ranges
     };
@@ -204,7 +260,7 @@ fn no_piggyback_over_a_gap() {
     let mut receiver = Receiver::new(WINDOW, MAX_FRAME);
     let frame = one(item::FRAME, b"x");
     let put = |receiver: &mut Receiver, number| {
-        receiver.handle_data(number, &frame, &mut Nothing::default(), &mut Vec::new()).unwrap();
+        take(receiver, number, &frame, &mut Nothing::default()).unwrap();
     };
     put(&mut receiver, 1);
     put(&mut receiver, 3);
@@ -216,12 +272,12 @@ fn no_piggyback_over_a_gap() {
 
 fn sender(credit: u64) -> Sender {
     let route = Route { source: NodeId(1), destination: NodeId(2), channel: ChannelIndex(3) };
-    Sender::new(route, credit)
+    Sender::new(route, credit, 256 * 1024)
 }
 
 fn push(sender: &mut Sender, count: usize) {
     for _ in 0..count {
-        sender.push_frame(&[&[0; 96]], 96);
+        sender.push_frame(&SendOptions::default(), &[&[0; 96]], 96);
         sender.end_batch();
     }
 }
@@ -254,7 +310,7 @@ fn a_gap_is_filled_once_per_round_trip() {
         let expected = usize::from(highest == 6);
         assert_eq!(poll_all(&mut sender, now), expected, "at {highest}");
     }
-    assert_eq!(sender.retransmits(), 1);
+    assert_eq!(sender.figures().retransmits, 1);
     now += Duration::from_millis(12);
     sender.handle_ack(now, &ack(2, 1 << 20, &[(3, 21)]));
     sender.handle_ack(now, &ack(21, 1 << 20, &[]));
@@ -276,7 +332,7 @@ fn nothing_piles_up_without_a_route() {
     }
     assert_eq!(poll_all(&mut sender, now), 10);
     let (_, unacked) = sender.queued_bytes();
-    assert_eq!(unacked, 10 * (36 + 100));
+    assert_eq!(unacked, 10 * (PREFIX + 100));
 }
 
 /// Given what ranges acknowledge, expect its memory to be free at once and it not to be sent again.
@@ -286,7 +342,7 @@ fn ranges_free_memory() {
     push(&mut sender, 10);
     assert_eq!(poll_all(&mut sender, now), 10);
     sender.handle_ack(now, &ack(1, 1 << 20, &[(3, 11)]));
-    assert_eq!(sender.queued_bytes().1, 2 * (36 + 100));
+    assert_eq!(sender.queued_bytes().1, 2 * (PREFIX + 100));
     sender.handle_route_change(now);
     assert_eq!(poll_all(&mut sender, now), 2);
 }
@@ -339,12 +395,12 @@ fn pieces_make_no_difference() {
     #[derive(Default)]
     struct Whole(Vec<u8>, bool);
     impl Sink for Whole {
-        fn frame(&mut self, _: &[u8], _: u64) {}
-        fn frame_start(&mut self, _: usize) {}
-        fn frame_part(&mut self, part: &[u8]) {
+        fn frame(&mut self, _: Option<u32>, _: &[u8], _: u64) {}
+        fn frame_start(&mut self, _: Option<u32>, _: usize) {}
+        fn frame_part(&mut self, _: Option<u32>, part: &[u8]) {
             self.0.extend_from_slice(part);
         }
-        fn frame_end(&mut self, _: u64) {
+        fn frame_end(&mut self, _: Option<u32>, _: u64) {
             self.1 = true;
         }
         fn handshake(&mut self, _: &[u8], _: u64) {}
@@ -361,15 +417,16 @@ fn pieces_make_no_difference() {
                 at += size;
             }
             let mut sender = sender(1 << 20);
-            sender.push_large_frame(&pieces, len);
+            sender.push_large_frame(&SendOptions::default(), &pieces, len);
             let mut receiver = Receiver::new(1 << 20, 1 << 20);
             let mut whole = Whole::default();
             let now = start();
             for number in 1.. {
                 let Some(packet) = sender.poll_packet(now) else { break };
                 let content = &packet.to_vec()[36..];
-                assert!(content.len() <= CHUNK_LEN + 8, "{} bytes", content.len());
-                receiver.handle_data(number, content, &mut whole, &mut Vec::new()).unwrap();
+                assert!(content.len() <= CHUNK_LEN + 16 + 8, "{} bytes", content.len());
+                let acks = &mut Vec::new();
+                receiver.handle_data(number, false, content, &mut whole, acks).unwrap();
             }
             assert!(whole.1 && whole.0 == frame, "{len} in {first} and {then}");
         }

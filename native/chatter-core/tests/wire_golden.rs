@@ -3,10 +3,13 @@
 mod wire_vectors;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chatter_core::channel::CHUNK_LEN;
+use chatter_core::channel::options::{Class, SendOptions};
 use chatter_core::channel::send::{Route, Sender};
+use chatter_core::flow::FlowKey;
 use chatter_core::ids::{ChannelIndex, NodeId};
 use chatter_core::wire::data::{DropReason, ResetReason, item};
 use chatter_core::wire::hello::ByeReason;
@@ -32,39 +35,59 @@ fn both_ways() {
 #[test]
 #[expect(clippy::disallowed_methods, reason = "any base of virtual time")]
 fn sender_makes_them() {
-    let now = std::time::Instant::now();
+    let start = Instant::now();
     let golden = |name| hex(vectors().iter().find(|v| v.name == name).unwrap().hex);
     let route = Route {
         source: NodeId(0xa1a2_a3a4_a5a6_a7a8),
         destination: NodeId(0xb1b2_b3b4_b5b6_b7b8),
         channel: ChannelIndex(0xbbbb_0002),
     };
-    let mut sender = Sender::new(route, 1 << 20);
-    let next = |sender: &mut Sender| sender.poll_packet(now).unwrap().to_vec();
-    sender.push_frame(&[], 0);
-    sender.push_frame(&[b"peter", b"", b" pip"], 9);
+    let mut sender = Sender::new(route, 1 << 20, 256 * 1024);
+    let next = |sender: &mut Sender| sender.poll_packet(start).unwrap().to_vec();
+    sender.push_frame(&SendOptions::default(), &[], 0);
+    sender.push_frame(&SendOptions::default(), &[b"peter", b"", b" pip"], 9);
     sender.end_batch();
     assert_eq!(next(&mut sender), golden("data-frames"));
     let large: Bytes = (0..CHUNK_LEN + 3).map(|i| i as u8).collect();
-    sender.push_large_frame(&[large.slice(..5), large.slice(5..)], large.len());
+    sender.push_large_frame(
+        &SendOptions::default(),
+        &[large.slice(..5), large.slice(5..)],
+        large.len(),
+    );
     sender.end_batch();
     let (first, more) = (next(&mut sender), next(&mut sender));
     let (head, tail) = large.split_at(CHUNK_LEN);
     let item = |packet: &[u8]| match Value::decode(packet) {
-        Ok(Value::Data(header, items)) => (header.number, items),
+        Ok(Value::Data(header, Some(0), items)) => (header.label, header.number, items),
         other => panic!("{other:?}"),
     };
     let total = large.len() as u32;
-    assert_eq!(item(&first), (2, vec![OwnedItem::First(total, head.to_vec())]));
-    assert_eq!(item(&more), (3, vec![OwnedItem::More(tail.to_vec())]));
+    let flow = |sequence| OwnedItem::Flow(0, sequence);
+    let expected = vec![flow(2), OwnedItem::First(total, head.to_vec())];
+    assert_eq!(item(&first), (1, 2, expected));
+    assert_eq!(item(&more), (1, 3, vec![flow(3), OwnedItem::More(tail.to_vec())]));
     sender.push_handshake(b"sok");
     sender.end_batch();
     assert_eq!(next(&mut sender), golden("data-handshake"));
     sender.push_ack(17, (8 << 20) + 52);
-    sender.push_frame(&[b"z"], 1);
+    sender.push_frame(&SendOptions::default(), &[b"z"], 1);
     sender.end_batch();
     assert_eq!(next(&mut sender), golden("data-ack"));
-    assert_eq!(sender.poll_packet(now), None);
+    let options = SendOptions {
+        flow: FlowKey::Flow(1),
+        class: Class::High,
+        deadline: Some(Duration::from_millis(100)),
+        ..SendOptions::default()
+    };
+    sender.push_frame(&options, &[b"z"], 1);
+    sender.end_batch();
+    assert_eq!(next(&mut sender), golden("data-deadline"));
+    assert_eq!(sender.poll_packet(start), None);
+    let now = start + Duration::from_millis(101);
+    sender.handle_route_change(now);
+    let again: Vec<_> = std::iter::from_fn(|| sender.poll_packet(now)).collect();
+    assert_eq!(again.len(), 6);
+    assert_eq!(again[5].to_vec(), golden("data-void"), "nobody wants it any more");
 }
 
 /// Given a record with packets of an unknown type between others, expect the others.
@@ -150,6 +173,9 @@ fn document_has_the_code_points() {
         (item::MORE, "MORE"),
         (item::HANDSHAKE, "HANDSHAKE"),
         (item::ACK, "ACK"),
+        (item::FLOW, "FLOW"),
+        (item::END, "END"),
+        (item::VOID, "VOID"),
     ] {
         rows.insert(format!("| {code} | {name} |"));
     }

@@ -5,6 +5,7 @@ mod wire_vectors;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
+use chatter_core::channel::options::SendOptions;
 use chatter_core::channel::receive::{Receiver, Sink};
 use chatter_core::channel::send::{Route, Sender};
 use chatter_core::ids::{ChannelIndex, NodeId};
@@ -86,8 +87,8 @@ fn every_truncation_of_a_content() {
             let cut = framed(bytes[3], &bytes[PACKET_HEADER_LEN..][..len]);
             match Value::decode(&cut) {
                 Err(WireError::Truncated(_)) => {}
-                Ok(Value::Data(header, items)) => {
-                    assert_eq!(Value::Data(header, items).encode(), cut, "{} {len}", vector.name);
+                Ok(value @ Value::Data(..)) => {
+                    assert_eq!(value.encode(), cut, "{} {len}", vector.name);
                 }
                 other => panic!("{} {len}: {other:?}", vector.name),
             }
@@ -112,15 +113,18 @@ fn trailing_bytes() {
 }
 
 /// Every length and count: vector, offset, bytes of the field.
-const LENGTHS: [(&str, usize, usize); 20] = [
+const LENGTHS: [(&str, usize, usize); 23] = [
     ("data-frames", 0, 3),
-    ("data-frames", CONTENT + 1, 3),
     ("data-frames", CONTENT + 5, 3),
-    ("data-first", CONTENT + 1, 3),
-    ("data-first", CONTENT + 4, 4),
-    ("data-more", CONTENT + 1, 3),
-    ("data-handshake", CONTENT + 1, 3),
-    ("data-ack", CONTENT + 1, 3),
+    ("data-frames", CONTENT + 17, 3),
+    ("data-frames", CONTENT + 21, 3),
+    ("data-first", CONTENT + 17, 3),
+    ("data-first", CONTENT + 20, 4),
+    ("data-more", CONTENT + 17, 3),
+    ("data-handshake", CONTENT + 5, 3),
+    ("data-ack", CONTENT + 5, 3),
+    ("data-end", CONTENT + 17, 3),
+    ("data-void", CONTENT + 17, 3),
     ("open", 0, 3),
     ("open", CONTENT + 28, 1),
     ("opened", 0, 3),
@@ -209,7 +213,8 @@ fn unknown_code_points() {
         let record = framed(code, &[]);
         let known = PacketType::from_code(code).is_some();
         assert_eq!(next_packet(&mut &record[..]).unwrap().is_some(), known, "type {code:#x}");
-        assert_eq!(items(&[code, 0, 0, 0]).is_ok(), matches!(code, 1 | 3 | 4), "item {code}");
+        let is_empty = matches!(code, 1 | 3 | 4 | 7);
+        assert_eq!(items(&[code, 0, 0, 0]).is_ok(), is_empty, "item {code}");
         let mut reset = golden("reset")[CONTENT..].to_vec();
         reset[16] = code;
         assert_eq!(Reset::decode(&reset).is_ok(), (1..=7).contains(&code), "reason {code}");
@@ -278,27 +283,35 @@ struct Counting {
 }
 
 impl Sink for Counting {
-    fn frame(&mut self, frame: &[u8], _: u64) {
+    fn frame(&mut self, _: Option<u32>, frame: &[u8], _: u64) {
         self.bytes += frame.len() as u64;
     }
-    fn frame_start(&mut self, _: usize) {}
-    fn frame_part(&mut self, part: &[u8]) {
+    fn frame_start(&mut self, _: Option<u32>, _: usize) {}
+    fn frame_part(&mut self, _: Option<u32>, part: &[u8]) {
         self.bytes += part.len() as u64;
     }
-    fn frame_end(&mut self, _: u64) {}
+    fn frame_end(&mut self, _: Option<u32>, _: u64) {}
     fn handshake(&mut self, message: &[u8], _: u64) {
         self.bytes += message.len() as u64;
     }
 }
 
-fn some_items() -> impl Strategy<Value = Vec<u8>> {
+/// Items behind a number of fences; most belong to flows and are not far from what comes next.
+fn some_content() -> impl Strategy<Value = Vec<u8>> {
+    let flow = (0..3u32, 0..6u32).prop_map(|(flow, sequence)| {
+        (6u8, [flow.to_be_bytes(), sequence.to_be_bytes()].concat(), 0)
+    });
     let item = prop_oneof![
+        flow.clone(),
+        flow,
+        (Just(1u8), proptest::collection::vec(any::<u8>(), 0..30), Just(0)),
         (0..9u8, proptest::collection::vec(any::<u8>(), 0..40), -1..2i32),
         (Just(2u8), Just(vec![0, 0, 0, 30, 1, 2]), Just(0)),
         (Just(3u8), proptest::collection::vec(any::<u8>(), 0..30), Just(0)),
+        (0..40u8).prop_map(|cost| (8u8, vec![0, 0, 0, cost], 0)),
     ];
-    proptest::collection::vec(item, 0..6).prop_map(|items| {
-        let mut out = Vec::new();
+    (0..3u32, proptest::collection::vec(item, 0..6)).prop_map(|(fences, items)| {
+        let mut out = fences.to_be_bytes().to_vec();
         for (kind, body, off) in items {
             let len = (body.len() as i32 + off).max(0) as u32;
             out.push(kind);
@@ -347,12 +360,15 @@ proptest! {
     /// Given any packets of a channel, expect the receiving half to refuse or take them and to hold no
     /// more than its window.
     #[test]
-    fn any_data(packets in proptest::collection::vec((some_number(), some_items()), 1..40)) {
+    fn any_data(packets in proptest::collection::vec(
+        (some_number(), any::<bool>(), some_content()),
+        1..40,
+    )) {
         let mut receiver = Receiver::new(1_000, 500);
         let mut sink = Counting::default();
         let mut acks = Vec::new();
-        for (number, content) in packets {
-            let taken = receiver.handle_data(number, &content, &mut sink, &mut acks);
+        for (number, is_fence, content) in packets {
+            let taken = receiver.handle_data(number, is_fence, &content, &mut sink, &mut acks);
             let ack = receiver.take_ack();
             prop_assert_eq!(Ack::decode(&ack.encode()), Ok(ack));
             prop_assert!(receiver.ahead_bytes() <= 20 * 1_000);
@@ -374,9 +390,9 @@ proptest! {
         let mut now = std::time::Instant::now();
         let route =
             Route { source: NodeId(1), destination: NodeId(2), channel: ChannelIndex(3) };
-        let mut sender = Sender::new(route, 300);
+        let mut sender = Sender::new(route, 300, 256 * 1024);
         for i in 0..30u8 {
-            sender.push_frame(&[&[i; 20]], 20);
+            sender.push_frame(&SendOptions::default(), &[&[i; 20]], 20);
             sender.end_batch();
         }
         for (next, credit, mut ranges) in acks {
@@ -388,12 +404,13 @@ proptest! {
             for _ in 0..200 {
                 let Some(packet) = sender.poll_packet(now) else { break };
                 match Value::decode(&packet.to_vec()) {
-                    Ok(Value::Data(header, items)) if header.number == 0 => {
+                    Ok(Value::Data(header, Some(0), items)) if header.number == 0 => {
                         prop_assert_eq!(items, vec![]);
                     }
-                    Ok(Value::Data(header, items)) => {
+                    Ok(Value::Data(header, Some(0), items)) => {
                         let tag = header.number as u8 - 1;
-                        prop_assert_eq!(items, vec![OwnedItem::Frame(vec![tag; 20])]);
+                        let flow = OwnedItem::Flow(0, u32::from(tag));
+                        prop_assert_eq!(items, vec![flow, OwnedItem::Frame(vec![tag; 20])]);
                     }
                     other => prop_assert!(false, "{other:?}"),
                 }

@@ -47,7 +47,7 @@ fn a_storm_waits_as_one_mark() {
     until("c has the newest", || has_last(&c, &a));
     // HELLOs come in addition, a few.
     assert!(to_b.control_bytes() <= queued + 4_096, "{made}: {} bytes", to_b.control_bytes());
-    assert_eq!(to_b.queue_figures().2, 0, "nothing dropped");
+    assert_eq!(to_b.queue_figures().dropped, 0, "nothing dropped");
     assert!(!has_last(&b, &a));
     proxy.freeze(false);
     until("b has the newest", || has_last(&b, &a));

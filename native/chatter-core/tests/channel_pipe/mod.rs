@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chatter_core::channel::CHUNK_LEN;
+use chatter_core::channel::options::SendOptions;
 use chatter_core::channel::receive::{AckNeed, Receiver, Sink};
 use chatter_core::channel::send::{Route, Sender};
 use chatter_core::ids::{ChannelIndex, NodeId};
 use chatter_core::wire::data::{Ack, Item, next_item};
 use chatter_core::wire::next_packet;
 use chatter_core::wire::reader::Reader;
+use chatter_core::wire::routed::FLAG_FENCE;
 use chatter_core::wire::routed::RoutedHeader;
 
 /// How often an end is served while something is under way.
@@ -91,17 +93,17 @@ struct Collect {
 }
 
 impl Sink for Collect {
-    fn frame(&mut self, frame: &[u8], cost: u64) {
+    fn frame(&mut self, _: Option<u32>, frame: &[u8], cost: u64) {
         self.units.push((Unit::Frame(Bytes::copy_from_slice(frame)), cost));
     }
-    fn frame_start(&mut self, total: usize) {
+    fn frame_start(&mut self, _: Option<u32>, total: usize) {
         assert!(self.part.is_empty() && self.total == 0);
         self.total = total;
     }
-    fn frame_part(&mut self, part: &[u8]) {
+    fn frame_part(&mut self, _: Option<u32>, part: &[u8]) {
         self.part.extend_from_slice(part);
     }
-    fn frame_end(&mut self, cost: u64) {
+    fn frame_end(&mut self, _: Option<u32>, cost: u64) {
         assert_eq!(self.part.len(), std::mem::take(&mut self.total));
         self.units.push((Unit::Frame(std::mem::take(&mut self.part).into()), cost));
     }
@@ -126,6 +128,7 @@ struct End {
     sent: u64,
     highest: u64,
     flight: BTreeMap<u64, u64>,
+    in_flight: u64,
 }
 
 /// Counts of one direction.
@@ -184,6 +187,7 @@ impl Pipe {
                     channel: ChannelIndex(me as u32 + 7),
                 },
                 setting.window,
+                256 * 1024,
             ),
             receiver: Receiver::new(setting.window, setting.max_frame),
             sink: Collect::default(),
@@ -196,6 +200,7 @@ impl Pipe {
             sent: 0,
             highest: 0,
             flight: BTreeMap::new(),
+            in_flight: 0,
         };
         let mut pipe = Self {
             now,
@@ -241,7 +246,7 @@ impl Pipe {
     }
 
     pub fn counts(&self, end: usize) -> Counts {
-        Counts { retransmits: self.ends[end].sender.retransmits(), ..self.counts[end] }
+        Counts { retransmits: self.ends[end].sender.figures().retransmits, ..self.counts[end] }
     }
 
     fn is_done(&self) -> bool {
@@ -308,9 +313,13 @@ impl Pipe {
                         let (total, third) = (frame.len(), frame.len() / 3);
                         if total > CHUNK_LEN {
                             let pieces = [frame.slice(..third), frame.slice(third..)];
-                            end.sender.push_large_frame(&pieces, total);
+                            end.sender.push_large_frame(&SendOptions::default(), &pieces, total);
                         } else {
-                            end.sender.push_frame(&[&frame[..third], &frame[third..]], total);
+                            end.sender.push_frame(
+                                &SendOptions::default(),
+                                &[&frame[..third], &frame[third..]],
+                                total,
+                            );
                         }
                     }
                     Unit::Handshake(message) => end.sender.push_handshake(&message),
@@ -351,10 +360,10 @@ impl Pipe {
             end.highest = number;
             end.sent += cost;
             end.flight.insert(number, cost);
+            end.in_flight += cost;
         }
         assert!(end.sent <= end.granted, "credit exceeded by {}", end.sent - end.granted);
-        let flight: u64 = if number == 0 { 0 } else { end.flight.values().sum() };
-        assert!(flight <= window, "{flight} under way in a window of {window}");
+        assert!(end.in_flight <= window, "{} under way in a window of {window}", end.in_flight);
     }
 
     fn is_lost(&mut self, fate: &Fate) -> bool {
@@ -371,10 +380,11 @@ impl Pipe {
     fn arrive(&mut self, to: usize, packet: &[u8]) {
         let end = &mut self.ends[to];
         let mut acks = Vec::new();
-        let content = &packet[36..];
+        let (header, content) = header_of(packet);
+        let is_fence = header.flags & FLAG_FENCE != 0;
         let need = end
             .receiver
-            .handle_data(number_of(packet), content, &mut end.sink, &mut acks)
+            .handle_data(header.number, is_fence, content, &mut end.sink, &mut acks)
             .expect("an honest peer");
         assert!(end.receiver.ahead_bytes() <= 6 * self.setting.window);
         for (unit, cost) in end.sink.units.drain(..) {
@@ -421,7 +431,13 @@ impl Pipe {
     fn acked(&mut self, at: usize, ack: &Ack) {
         let end = &mut self.ends[at];
         end.granted = end.granted.max(ack.credit);
-        end.flight = end.flight.split_off(&ack.next);
+        let left = end.flight.split_off(&ack.next);
+        let acked = std::mem::replace(&mut end.flight, left);
+        end.in_flight -= acked.values().sum::<u64>();
+        for &(from, to) in &ack.ranges {
+            let told = end.flight.extract_if(from..to, |_, _| true);
+            end.in_flight -= told.map(|(_, cost)| cost).sum::<u64>();
+        }
         end.sender.handle_ack(self.now, ack);
         self.transmit(at);
         self.hand_in(at);
@@ -458,13 +474,15 @@ fn number_of(packet: &[u8]) -> u64 {
 
 /// By the rule of docs/wire-format.md, without the crate's help.
 fn cost_of(packet: &[u8]) -> u64 {
-    let (_, mut content) = header_of(packet);
+    let mut content = &header_of(packet).1[4..];
     let mut cost = 0;
     while let Some(item) = next_item(&mut content).unwrap() {
         cost += match item {
             Item::Frame(body) | Item::More(body) | Item::Handshake(body) => 4 + body.len() as u64,
             Item::First { part, .. } => 8 + part.len() as u64,
-            Item::Ack { .. } => 0,
+            Item::End => 4,
+            Item::Void { cost } => u64::from(cost),
+            Item::Ack { .. } | Item::Flow { .. } => 0,
         };
     }
     cost

@@ -6,15 +6,16 @@ use std::sync::Arc;
 
 use chatter_core::ids::{ChannelIndex, Incarnation, NodeId};
 use chatter_core::wire::data::{
-    Ack, DropReason, Item, Open, Opened, Reset, ResetReason, Unreachable, item, item_header,
-    next_item,
+    Ack, DropReason, Item, Open, Opened, Reset, ResetReason, Unreachable, fences, item,
+    item_header, next_item,
 };
 use chatter_core::wire::hello::{ByeReason, HELLO_SYNCED, Hello};
 use chatter_core::wire::identity::Identity;
 use chatter_core::wire::lsp::{Lsp, Neighbour};
 use chatter_core::wire::reader::{Reader, WireError};
 use chatter_core::wire::routed::{
-    FLAG_ACK_NOW, FLAG_MARKED, HOP_LIMIT, MARK_DELAYED, RoutedHeader,
+    FLAG_ACK_NOW, FLAG_FENCE, FLAG_HIGH, FLAG_MARKED, FLAG_URGENT, HOP_LIMIT, MARK_DELAYED,
+    RoutedHeader,
 };
 use chatter_core::wire::summary::{Summary, SummaryEntry};
 use chatter_core::wire::{Packet, PacketType, next_packet, put_packet_header};
@@ -29,7 +30,8 @@ pub fn hex(text: &str) -> Vec<u8> {
 /// A packet as a value.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Value {
-    Data(RoutedHeader, Vec<OwnedItem>),
+    /// With the number of fences before it; `None` without any content.
+    Data(RoutedHeader, Option<u32>, Vec<OwnedItem>),
     Ack(RoutedHeader, Ack),
     Open(RoutedHeader, Open),
     Opened(RoutedHeader, Opened),
@@ -50,6 +52,9 @@ pub enum OwnedItem {
     More(Vec<u8>),
     Handshake(Vec<u8>),
     Ack(u64, u64),
+    Flow(u32, u32),
+    End,
+    Void(u32),
 }
 
 impl OwnedItem {
@@ -62,13 +67,18 @@ impl OwnedItem {
             Self::Ack(next, credit) => {
                 (item::ACK, [next.to_be_bytes(), credit.to_be_bytes()].concat())
             }
+            Self::Flow(flow, sequence) => {
+                (item::FLOW, [flow.to_be_bytes(), sequence.to_be_bytes()].concat())
+            }
+            Self::End => (item::END, vec![]),
+            Self::Void(cost) => (item::VOID, cost.to_be_bytes().to_vec()),
         };
         out.extend_from_slice(&item_header(kind, body.len()));
         out.extend_from_slice(&body);
     }
 }
 
-/// Reads all items of a DATA packet.
+/// Reads all items of a DATA packet, behind the number of fences.
 pub fn items(mut content: &[u8]) -> Result<Vec<OwnedItem>, WireError> {
     let mut items = Vec::new();
     while let Some(item) = next_item(&mut content)? {
@@ -78,6 +88,9 @@ pub fn items(mut content: &[u8]) -> Result<Vec<OwnedItem>, WireError> {
             Item::More(body) => OwnedItem::More(body.to_vec()),
             Item::Handshake(body) => OwnedItem::Handshake(body.to_vec()),
             Item::Ack { next, credit } => OwnedItem::Ack(next, credit),
+            Item::Flow { flow, sequence } => OwnedItem::Flow(flow, sequence),
+            Item::End => OwnedItem::End,
+            Item::Void { cost } => OwnedItem::Void(cost),
         });
     }
     Ok(items)
@@ -86,8 +99,8 @@ pub fn items(mut content: &[u8]) -> Result<Vec<OwnedItem>, WireError> {
 impl Value {
     pub fn encode(&self) -> Vec<u8> {
         let (kind, header, content) = match self {
-            Self::Data(header, items) => {
-                let mut content = Vec::new();
+            Self::Data(header, fences, items) => {
+                let mut content = fences.map_or(vec![], |fences| fences.to_be_bytes().to_vec());
                 items.iter().for_each(|item| item.put(&mut content));
                 (PacketType::Data, header, content)
             }
@@ -126,9 +139,13 @@ impl Value {
         }
         let mut r = Reader::new(body);
         let header = RoutedHeader::read(&mut r)?;
-        let content = r.rest();
+        let mut content = r.rest();
         Ok(match kind {
-            PacketType::Data => Self::Data(header, items(content)?),
+            PacketType::Data => {
+                let is_empty = content.is_empty();
+                let fences = fences(&mut content)?;
+                Self::Data(header, (!is_empty).then_some(fences), items(content)?)
+            }
             PacketType::Ack => Self::Ack(header, Ack::decode(content)?),
             PacketType::Open => Self::Open(header, Open::decode(content)?),
             PacketType::Opened => Self::Opened(header, Opened::decode(content)?),
@@ -174,6 +191,7 @@ fn to_b(channel: ChannelIndex, number: u64) -> RoutedHeader {
         destination: B,
         source: A,
         channel,
+        label: 0,
         number,
     }
 }
@@ -183,9 +201,21 @@ fn to_a(channel: ChannelIndex) -> RoutedHeader {
     RoutedHeader { destination: A, source: B, ..to_b(channel, 0) }
 }
 
+/// From A to B: small things of flows that have nothing else under way.
+fn urgent(number: u64) -> RoutedHeader {
+    RoutedHeader { flags: FLAG_URGENT, ..to_b(B_INDEX, number) }
+}
+
 /// The largest header: every field has another value in every byte.
 fn distinct() -> RoutedHeader {
-    RoutedHeader { flags: 0xf1, hop_limit: 1, mutable: 0xe1e2, ..to_b(B_INDEX, 0x0102_0304_0506) }
+    let number = 0x0102_0304_0506;
+    RoutedHeader {
+        flags: 0xf1,
+        hop_limit: 1,
+        mutable: 0xe1e2,
+        label: 0xc1c2,
+        ..to_b(B_INDEX, number)
+    }
 }
 
 pub fn vectors() -> Vec<Vector> {
@@ -196,63 +226,134 @@ pub fn vectors() -> Vec<Vector> {
 }
 
 fn data_vectors() -> Vec<Vector> {
+    let z = || OwnedItem::Frame(b"z".to_vec());
+    let labelled = |label, number| RoutedHeader { label, ..to_b(B_INDEX, number) };
     vec![
         Vector {
             name: "data-frames",
-            hex: "000031 10 00 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 0000000000000001
+            hex: "000041 10 08 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 0000000000000001
+                00000000
+                06 000008 00000000 00000000
                 01 000000
                 01 000009 706574657220706970",
             value: Value::Data(
-                to_b(B_INDEX, 1),
-                vec![OwnedItem::Frame(vec![]), OwnedItem::Frame(b"peter pip".to_vec())],
+                urgent(1),
+                Some(0),
+                vec![
+                    OwnedItem::Flow(0, 0),
+                    OwnedItem::Frame(vec![]),
+                    OwnedItem::Frame(b"peter pip".to_vec()),
+                ],
             ),
         },
         Vector {
             name: "data-first",
-            hex: "00002c 10 00 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 0000000000000002
+            hex: "00003c 10 00 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 0001000000000002
+                00000000
+                06 000008 00000000 00000002
                 02 000008 00000007 61626364",
-            value: Value::Data(to_b(B_INDEX, 2), vec![OwnedItem::First(7, b"abcd".to_vec())]),
+            value: Value::Data(
+                labelled(1, 2),
+                Some(0),
+                vec![OwnedItem::Flow(0, 2), OwnedItem::First(7, b"abcd".to_vec())],
+            ),
         },
         Vector {
             name: "data-more",
-            hex: "000027 10 00 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 0000000000000003
+            hex: "000037 10 00 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 0001000000000003
+                00000000
+                06 000008 00000000 00000003
                 03 000003 656667",
-            value: Value::Data(to_b(B_INDEX, 3), vec![OwnedItem::More(b"efg".to_vec())]),
+            value: Value::Data(
+                labelled(1, 3),
+                Some(0),
+                vec![OwnedItem::Flow(0, 3), OwnedItem::More(b"efg".to_vec())],
+            ),
         },
         Vector {
             name: "data-handshake",
-            hex: "000027 10 00 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 0000000000000004
+            hex: "00002b 10 0c 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 0000000000000004
+                00000000
                 04 000003 736f6b",
-            value: Value::Data(to_b(B_INDEX, 4), vec![OwnedItem::Handshake(b"sok".to_vec())]),
+            value: Value::Data(
+                RoutedHeader { flags: FLAG_URGENT | FLAG_FENCE, ..urgent(4) },
+                Some(0),
+                vec![OwnedItem::Handshake(b"sok".to_vec())],
+            ),
         },
         Vector {
             name: "data-ack",
-            hex: "000039 10 00 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 0000000000000005
+            hex: "000049 10 08 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 0000000000000005
+                00000001
                 05 000010 0000000000000011 0000000000800034
+                06 000008 00000000 00000004
                 01 000001 7a",
             value: Value::Data(
-                to_b(B_INDEX, 5),
-                vec![OwnedItem::Ack(17, WINDOW + 52), OwnedItem::Frame(b"z".to_vec())],
+                urgent(5),
+                Some(1),
+                vec![OwnedItem::Ack(17, WINDOW + 52), OwnedItem::Flow(0, 4), z()],
+            ),
+        },
+        Vector {
+            name: "data-deadline",
+            hex: "000035 10 10 20 00c8 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 9e37000000000006
+                00000001
+                06 000008 00000001 00000000
+                01 000001 7a",
+            value: Value::Data(
+                RoutedHeader { flags: FLAG_HIGH, mutable: 100 << 1, ..labelled(0x9e37, 6) },
+                Some(1),
+                vec![OwnedItem::Flow(1, 0), z()],
             ),
         },
         Vector {
             name: "data-marked",
-            hex: "000025 10 01 1f 0001 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 0000000000000006
+            hex: "000035 10 11 1f 00b9 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 9e37000000000007
+                00000001
+                06 000008 00000001 00000001
                 01 000001 7a",
             value: Value::Data(
                 RoutedHeader {
-                    flags: FLAG_ACK_NOW,
+                    flags: FLAG_ACK_NOW | FLAG_HIGH,
                     hop_limit: HOP_LIMIT - 1,
-                    mutable: MARK_DELAYED,
-                    ..to_b(B_INDEX, 6)
+                    mutable: 92 << 1 | MARK_DELAYED,
+                    ..labelled(0x9e37, 7)
                 },
-                vec![OwnedItem::Frame(b"z".to_vec())],
+                Some(1),
+                vec![OwnedItem::Flow(1, 1), z()],
+            ),
+        },
+        Vector {
+            name: "data-end",
+            hex: "000045 10 08 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 0000000000000008
+                00000001
+                06 000008 00000001 00000002
+                07 000000
+                06 000008 00000002 00000000
+                01 000001 7a",
+            value: Value::Data(
+                urgent(8),
+                Some(1),
+                vec![OwnedItem::Flow(1, 2), OwnedItem::End, OwnedItem::Flow(2, 0), z()],
+            ),
+        },
+        Vector {
+            name: "data-void",
+            hex: "000038 10 10 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 9e37000000000006
+                00000001
+                06 000008 00000001 00000000
+                08 000004 00000005",
+            value: Value::Data(
+                RoutedHeader { flags: FLAG_HIGH, ..labelled(0x9e37, 6) },
+                Some(1),
+                vec![OwnedItem::Flow(1, 0), OwnedItem::Void(5)],
             ),
         },
         Vector {
             name: "data-probe",
-            hex: "000020 10 00 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 0000000000000000",
-            value: Value::Data(to_b(B_INDEX, 0), vec![]),
+            hex: "000024 10 08 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 0000000000000000
+                00000001",
+            value: Value::Data(urgent(0), Some(1), vec![]),
         },
     ]
 }
@@ -348,7 +449,7 @@ fn channel_vectors() -> Vec<Vector> {
             name: "unreachable",
             hex: "000041 16 00 20 0000 a1a2a3a4a5a6a7a8 b1b2b3b4b5b6b7b8 00000000 0000000000000000
                 02
-                f1 01 e1e2 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 0000010203040506",
+                f1 01 e1e2 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 c1c2010203040506",
             value: Value::Unreachable(
                 to_a(ChannelIndex::UNKNOWN),
                 Unreachable { reason: DropReason::HopLimit, quoted: distinct() },

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chatter_core::channel::CHUNK_LEN;
+use chatter_core::channel::options::SendOptions;
 use chatter_core::channel::receive::Sink;
 use chatter_core::control::{ControlConfig, ControlEvent, LinkInfo, LinkState};
 use chatter_core::crypto::ClusterKey;
@@ -67,7 +68,9 @@ pub fn config(name: &str) -> NetConfig {
         max_channels: 100,
         control_queue: 64 << 10,
         relay_queue: 16 << 20,
-        link_queue: 4 << 20,
+        channel_queue: 1 << 20,
+        flow_quota: 256 << 10,
+        flows: true,
         max_half_open: 16,
         max_links: 64,
         handshake_timeout: Duration::from_secs(5),
@@ -80,6 +83,8 @@ pub fn config(name: &str) -> NetConfig {
 pub struct User {
     pub opened: AtomicBool,
     pub writable: AtomicUsize,
+    /// Flows that may go on.
+    pub resumed: Mutex<Vec<u64>>,
     inbox: Mutex<Inbox>,
 }
 
@@ -102,28 +107,31 @@ impl ChannelHost for User {
     fn writable(&self) {
         self.writable.fetch_add(1, Ordering::SeqCst);
     }
+    fn resume(&self, flows: Vec<u64>) {
+        self.resumed.lock().extend(flows);
+    }
     fn as_any(&self) -> &(dyn Any + Send + Sync) {
         self
     }
 }
 
 impl Sink for UserSink {
-    fn frame(&mut self, frame: &[u8], cost: u64) {
+    fn frame(&mut self, _: Option<u32>, frame: &[u8], cost: u64) {
         let mut inbox = self.user.inbox.lock();
         assert_eq!(inbox.closed, None, "a frame after the end");
         inbox.frames.push(frame.to_vec());
         inbox.cost += cost;
     }
-    fn frame_start(&mut self, _: usize) {}
-    fn frame_part(&mut self, part: &[u8]) {
+    fn frame_start(&mut self, _: Option<u32>, _: usize) {}
+    fn frame_part(&mut self, _: Option<u32>, part: &[u8]) {
         self.part.extend_from_slice(part);
     }
-    fn frame_end(&mut self, cost: u64) {
+    fn frame_end(&mut self, _: Option<u32>, cost: u64) {
         let frame = std::mem::take(&mut self.part);
-        self.frame(&frame, cost);
+        self.frame(None, &frame, cost);
     }
     fn handshake(&mut self, message: &[u8], cost: u64) {
-        self.frame(message, cost);
+        self.frame(None, message, cost);
     }
 }
 
@@ -286,14 +294,19 @@ pub fn frame(i: u32) -> Vec<u8> {
 }
 
 pub fn send(channel: &Arc<Channel>, frame: &[u8]) -> SendStatus {
-    channel.send(1, |sender| {
+    let (status, _) = channel.send(1, |sender| {
         if frame.len() > CHUNK_LEN {
-            sender.push_large_frame(&[Bytes::copy_from_slice(frame)], frame.len());
+            sender.push_large_frame(
+                &SendOptions::default(),
+                &[Bytes::copy_from_slice(frame)],
+                frame.len(),
+            );
         } else {
-            sender.push_frame(&[frame], frame.len());
+            sender.push_frame(&SendOptions::default(), &[frame], frame.len());
         }
         frame.len() as u64
-    })
+    });
+    status
 }
 
 /// Sends frames `range`, waiting when the channel is full, on a thread of its own.
