@@ -71,9 +71,9 @@ impl Dials {
         }
         self.pause = None;
         let few = view.links < wished;
+        // A new link is there before the route over it.
         let wanted = |id: &NodeId| {
-            let missing = !(view.routed)(*id) || (few && !(view.linked)(*id));
-            missing && self.may_dial(now, *id)
+            !(view.linked)(*id) && (few || !(view.routed)(*id)) && self.may_dial(now, *id)
         };
         let wanted: Vec<_> = peers.filter(wanted).collect();
         let id = *wanted.get(rng.random_range(0..wanted.len().max(1)))?;

@@ -201,7 +201,7 @@ impl Discovery {
                 self.names.insert(name, id);
             }
         }
-        if fresh {
+        if fresh && self.config.links.is_some() {
             let spread = self.spread();
             self.dials.hold_off(now + spread);
         }
