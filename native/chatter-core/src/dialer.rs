@@ -242,6 +242,11 @@ impl Dialer {
         self.wishes.values().filter_map(at).min()
     }
 
+    /// Where a wish leads to.
+    pub fn spec(&self, id: NeighbourId) -> Option<&NeighbourSpec> {
+        self.wishes.get(&id).map(|wish| &wish.spec)
+    }
+
     /// The wishes, in the order in which they were made.
     pub fn neighbours(&self) -> impl Iterator<Item = NeighbourInfo> {
         self.wishes.iter().map(|(id, wish)| NeighbourInfo {

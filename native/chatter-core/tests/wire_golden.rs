@@ -12,6 +12,7 @@ use chatter_core::channel::send::{Route, Sender};
 use chatter_core::flow::FlowKey;
 use chatter_core::ids::{ChannelIndex, NodeId};
 use chatter_core::wire::data::{DropReason, ResetReason, item};
+use chatter_core::wire::datagram::kind;
 use chatter_core::wire::hello::ByeReason;
 use chatter_core::wire::identity::Identity;
 use chatter_core::wire::{PacketType, next_packet};
@@ -130,6 +131,7 @@ fn constant(source: &str, name: &str) -> Vec<u8> {
 fn document_has_them_all() {
     let handshake = include_str!("crypto_handshake.rs");
     let records = include_str!("crypto_records.rs");
+    let datagrams = include_str!("datagrams.rs");
     let (_, golden) = records.split_once("const GOLDEN: [&str; 3]").unwrap();
     let golden: Vec<_> = golden.split('"').skip(1).step_by(2).take(3).map(hex).collect();
     let mut tested: BTreeMap<_, _> =
@@ -142,6 +144,8 @@ fn document_has_them_all() {
         ("handshake-hash", constant(handshake, "GOLDEN_HASH")),
         ("record-there", constant(handshake, "GOLDEN_THERE")),
         ("record-back", constant(handshake, "GOLDEN_BACK")),
+        ("beacon", constant(datagrams, "GOLDEN_BEACON")),
+        ("datagram", constant(datagrams, "GOLDEN_DATAGRAM")),
         ("record-1", golden[0].clone()),
         ("record-2", golden[1].clone()),
         ("record-3", golden[2].clone()),
@@ -179,6 +183,7 @@ fn document_has_the_code_points() {
     ] {
         rows.insert(format!("| {code} | {name} |"));
     }
+    rows.insert(format!("| 0x{:02x} | BEACON |", kind::BEACON));
     use ResetReason as Why;
     for reason in [
         Why::Closed,

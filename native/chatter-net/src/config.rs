@@ -18,6 +18,39 @@ pub enum ListenPort {
     From(u16),
 }
 
+/// Which interfaces multicast uses; always those only that are up and have an address of the group's
+/// family.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Interfaces {
+    /// Those that have the addresses told to others; else all but loopback; else loopback.
+    Auto,
+    /// All of them.
+    All,
+    /// These, by name or by an address that they have.
+    Chosen(Vec<String>),
+}
+
+/// UDP multicast.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MulticastConfig {
+    /// The group, IPv4 or IPv6.
+    pub group: IpAddr,
+    /// The UDP port, which all nodes of a host share.
+    pub port: u16,
+    /// How many routers a datagram may pass, and one more.
+    pub ttl: u32,
+    /// Where to send and listen.
+    pub interfaces: Interfaces,
+    /// Bytes a second that are sent, beacons apart; what comes faster waits.
+    pub rate: u64,
+    /// Bytes that may wait; more is refused.
+    pub queue: usize,
+    /// Between two beacons, ± 25 %.
+    pub beacon: Duration,
+    /// Links that a node wants to nodes that were found; `None`: it dials none of them.
+    pub links: Option<usize>,
+}
+
 /// What a node is started with.
 #[derive(Clone)]
 pub struct NetConfig {
@@ -31,6 +64,8 @@ pub struct NetConfig {
     pub unix_sockets: bool,
     /// Addresses told to others; empty for those of the interfaces.
     pub advertise: Vec<IpAddr>,
+    /// UDP multicast; `None`: no UDP socket is opened.
+    pub multicast: Option<MulticastConfig>,
     /// The cluster secret.
     pub key: ClusterKey,
     /// Whether records are encrypted. Both ends must agree.

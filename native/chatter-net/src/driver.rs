@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use chatter_core::control::{CloseReason, Control, ControlEvent, LinkUp};
-use chatter_core::dialer::NeighbourId;
+use chatter_core::dialer::{NeighbourId, NeighbourSpec};
 use chatter_core::ids::LinkId;
 use chatter_core::wire::PacketType;
 use tokio::sync::mpsc;
@@ -87,7 +87,14 @@ fn handle(node: &Arc<Node>, control: &mut Control, now: Instant, input: Input) {
                 link.close();
             }
         }
-        Input::DialFailed(neighbour) => control.handle_dial_failed(now, neighbour),
+        Input::DialFailed(neighbour) => {
+            if let Some(multicast) = &node.multicast
+                && let Some(NeighbourSpec::Name(name)) = control.neighbour(neighbour)
+            {
+                multicast.dial_failed(name);
+            }
+            control.handle_dial_failed(now, neighbour);
+        }
         Input::Run(command) => command(control, now),
     }
 }

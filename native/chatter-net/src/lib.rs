@@ -7,6 +7,7 @@
 //! * [`transport`] is what carries the bytes of a link: TCP or a Unix socket.
 //! * [`channel`] binds the two halves of a core channel to routes and to their user; [`dispatch`]
 //!   takes the packets of a link to channels, to the control plane or to the next hop.
+//! * [`multicast`] sends and hears datagrams, and finds other nodes by them.
 //! * [`host`] is what this crate wants from whoever embeds it (the NIF, a test).
 
 pub mod channel;
@@ -21,6 +22,7 @@ pub mod host;
 mod interfaces;
 pub mod link;
 pub mod listen;
+pub mod multicast;
 pub mod node;
 mod opening;
 pub mod reader;

@@ -29,6 +29,7 @@ use crate::establish::EstablishError;
 use crate::host::Host;
 use crate::link::{INLINE_BUDGET, Link};
 use crate::listen::{self, ListenError};
+use crate::multicast::Multicast;
 use crate::service::Service;
 use crate::transport::LocalListener;
 use crate::workers::{Stopper, Workers};
@@ -93,6 +94,8 @@ pub struct Node {
     pub stats: NodeStats,
     /// Open channels.
     pub channels: Channels,
+    /// UDP multicast, if it was started with it.
+    pub multicast: Option<Arc<Multicast>>,
     /// What all channels have in common.
     pub(crate) settings: ArcSwap<Settings>,
     pub(crate) host: Arc<dyn Host>,
@@ -139,6 +142,10 @@ impl Node {
         let routes = config.routes.iter().map(|(to, via)| (id(to), id(via))).collect();
         control.set_static_routes(now, routes);
         let channels = Channels::new(config.max_channels);
+        let multicast = config
+            .multicast
+            .as_ref()
+            .map(|multicast| Multicast::new(&config, multicast, &me, seed, now));
         let settings = ArcSwap::from_pointee(Settings {
             me: me.id,
             incarnation: me.incarnation,
@@ -155,6 +162,7 @@ impl Node {
             port,
             stats: NodeStats::default(),
             channels,
+            multicast,
             settings,
             host,
             control: control_tx,
@@ -181,6 +189,9 @@ impl Node {
         if let Some(listener) = listener {
             let local = node.listen_locally();
             tokio::spawn(listen::run(node.clone(), listener, local));
+        }
+        if let Some(multicast) = &node.multicast {
+            multicast.start(&node);
         }
         drop(entered);
         Ok(node)
@@ -217,6 +228,9 @@ impl Node {
         // would stay open as long as anybody holds the node.
         self.links.lock().clear();
         self.publish(None);
+        if let Some(multicast) = &self.multicast {
+            multicast.close();
+        }
     }
 
     /// Waits until everything that is queued has been written and acknowledged, at most until `until`.
@@ -315,6 +329,9 @@ impl Node {
 
     /// The name that a node without one has by now. One that was started with a name keeps it.
     pub fn set_name(&self, name: String) -> bool {
+        if let Some(multicast) = self.multicast.as_ref().filter(|_| self.config.name.is_empty()) {
+            multicast.set_name(&name);
+        }
         !self.config.name.is_empty()
             || self.with_control(move |control, now| control.set_name(now, &name))
     }
@@ -437,6 +454,9 @@ impl Node {
     pub(crate) fn begin_life(&self, incarnation: Incarnation) {
         let settings = Settings { incarnation, ..Settings::clone(&self.settings.load()) };
         self.settings.store(Arc::new(settings));
+        if let Some(multicast) = &self.multicast {
+            multicast.begin_life(incarnation);
+        }
         tracing::warn!(
             "this host's clock was set back since the node last ran: it goes on as a later life"
         );

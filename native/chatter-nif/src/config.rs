@@ -89,6 +89,7 @@ impl StartConfig<'_> {
             },
             unix_sockets: self.unix_sockets,
             advertise: self.advertise.iter().filter_map(ip).collect(),
+            multicast: None,
             key,
             encryption: self.encryption,
             control,

@@ -414,6 +414,11 @@ impl Control {
         self.dialer.neighbours().collect()
     }
 
+    /// Where a neighbour that was asked for is.
+    pub fn neighbour(&self, id: NeighbourId) -> Option<&NeighbourSpec> {
+        self.dialer.spec(id)
+    }
+
     /// Whether there is a route to the node; always to this one.
     pub fn is_reachable(&self, id: NodeId) -> bool {
         id == self.me.id || self.nodes.is_reachable(id)

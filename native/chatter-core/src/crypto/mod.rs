@@ -8,6 +8,8 @@
 //! | Noise psk | HKDF of the cluster key | the handshake: only holders of the cluster key finish it |
 //! | ephemeral X25519 keys | 32 bytes of entropy per handshake and end | the past: a cluster key stolen later opens no recorded link |
 //! | chain secret per direction | Noise split | the key of the records, and its successors |
+//! | datagram check key | HKDF of the cluster key | the node from strangers' datagrams: nothing else is done without it |
+//! | datagram key per sender and life | HKDF of the cluster key | multicast datagrams ([`datagram`]): AES-256-GCM-SIV |
 //! | record key per direction and epoch | HKDF of the chain secret | the records ([`record`]): AES-256-GCM |
 //!
 //! Members of a cluster are not protected from each other here: whoever has the cluster key may be
@@ -28,13 +30,16 @@
 //! named before the peer has proved that it has the key. Any error ends the connection; a responder
 //! says nothing to the network when it refuses.
 
+pub mod datagram;
 pub mod handshake;
 mod kdf;
 pub mod key;
 mod noise;
 mod published;
 pub mod record;
+mod replay;
 
+pub use datagram::{DatagramError, DatagramOpener, DatagramSealer, Opened};
 pub use handshake::{
     Established, H1_LEN, H2_MAX_LEN, H2_PREFIX_LEN, H3_MAX_LEN, HandshakeConfig, HandshakeError,
     Initiator, MAX_IDENTITY_LEN, Responder, Session, h2_len, h3_len,

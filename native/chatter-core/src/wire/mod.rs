@@ -10,7 +10,9 @@
 //! +--------+------+----------------+
 //! ```
 
+pub mod beacon;
 pub mod data;
+pub mod datagram;
 pub mod hello;
 pub mod identity;
 pub mod lsp;

@@ -49,6 +49,7 @@ pub fn config(name: &str) -> NetConfig {
         listen_port: ListenPort::Fixed(0),
         unix_sockets: false,
         advertise: Vec::new(),
+        multicast: None,
         key: key('f'),
         encryption: true,
         control: ControlConfig {
@@ -145,7 +146,7 @@ impl ChannelSink for UserSink {
     }
 }
 
-/// A host that notes everything and resolves addresses only.
+/// A host that notes everything, and resolves addresses and what was found by multicast.
 #[derive(Default)]
 pub struct TestHost {
     node: OnceLock<Weak<Node>>,
@@ -164,7 +165,12 @@ impl Host for TestHost {
                     let ip: IpAddr = host.parse().unwrap();
                     node.dial(*neighbour, *dial_seq, vec![SocketAddr::new(ip, *port)]);
                 }
-                NeighbourSpec::Name(_) => node.dial_failed(*neighbour),
+                NeighbourSpec::Name(name) => {
+                    match node.multicast.as_ref().map(|multicast| multicast.addresses(name)) {
+                        Some(found) if !found.is_empty() => node.dial(*neighbour, *dial_seq, found),
+                        _ => node.dial_failed(*neighbour),
+                    }
+                }
             }
         }
     }

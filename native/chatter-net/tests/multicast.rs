@@ -1,0 +1,170 @@
+//! Multicast among nodes on loopback: found, linked, heard; and strangers.
+
+mod net;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::time::Duration;
+
+use chatter_core::control::ControlEvent;
+use chatter_core::wire::datagram::{MAX_MESSAGE_BODY, kind};
+use chatter_net::config::{Interfaces, MulticastConfig};
+use chatter_net::multicast::NotSent;
+use net::{Peer, config, key, until};
+use parking_lot::Mutex;
+
+/// A port for each test: what the nodes of one test send, those of another do not hear.
+fn group() -> MulticastConfig {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let port =
+        41_000 + (std::process::id() % 1_000) as u16 * 16 + NEXT.fetch_add(1, Ordering::SeqCst);
+    MulticastConfig {
+        group: Ipv4Addr::new(239, 255, 77, 1).into(),
+        port,
+        ttl: 0,
+        interfaces: Interfaces::Chosen(vec!["127.0.0.1".into()]),
+        rate: 100_000_000,
+        queue: 1 << 20,
+        beacon: Duration::from_secs(10),
+        links: Some(2),
+    }
+}
+
+fn peer(name: &str, group: &MulticastConfig) -> Peer {
+    let mut config = config(name);
+    config.multicast = Some(group.clone());
+    Peer::with(config)
+}
+
+fn count(
+    peer: &Peer,
+    counter: impl Fn(&chatter_net::multicast::MulticastStats) -> &AtomicU64,
+) -> u64 {
+    counter(&peer.node.multicast.as_ref().unwrap().stats).load(Ordering::Relaxed)
+}
+
+fn finds(a: &Peer, b: &Peer) -> bool {
+    a.node.multicast.as_ref().unwrap().found().iter().any(|found| found.id == b.node.me.id)
+}
+
+/// Given nodes that know nothing of each other, expect them to find each other and to form one network
+/// with few links.
+#[test]
+fn found_and_linked() {
+    let group = group();
+    let peers: Vec<_> = (0..8).map(|n| peer(&format!("found{n}"), &group)).collect();
+    let took = until("one network", || {
+        peers.iter().all(|a| peers.iter().all(|b| a.node.me.id == b.node.me.id || a.reaches(b)))
+    });
+    println!("one network of 8 after {took:?}");
+    let all = |test: &dyn Fn(&Peer, &Peer) -> bool| {
+        peers.iter().all(|a| peers.iter().all(|b| a.node.me.id == b.node.me.id || test(a, b)))
+    };
+    until("everybody is found", || all(&|a, b| finds(a, b)));
+    let hears = |a: &Peer, b: &Peer| {
+        let multicast = a.node.multicast.as_ref().unwrap();
+        let (id, life) = (b.node.me.id, b.node.life());
+        multicast.hears_us(id, life) && multicast.is_heard(id, life)
+    };
+    until("everybody is heard", || all(&hears));
+    std::thread::sleep(Duration::from_millis(500));
+    let links: usize = peers.iter().map(Peer::up_links).sum::<usize>() / 2;
+    println!("{links} links");
+    assert!((7..=20).contains(&links), "{links}");
+}
+
+/// Given messages of the kinds of broadcasts, expect them at the other node once each and in order,
+/// many in a datagram; one too large or too many is refused.
+#[test]
+fn messages_come_through() {
+    let group = MulticastConfig { queue: 100_000, ..group() };
+    let (a, b) = (peer("sender", &group), peer("hearer", &group));
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let to = heard.clone();
+    let from = a.node.me.id;
+    b.node.multicast.as_ref().unwrap().on_broadcast(Box::new(move |_, header, code, body| {
+        assert_eq!((header.sender, code), (from, kind::BROADCAST_FIRST + 3));
+        to.lock().push(body.to_vec());
+    }));
+    until("they hear each other", || finds(&b, &a) && finds(&a, &b));
+    let multicast = a.node.multicast.as_ref().unwrap();
+    let code = kind::BROADCAST_FIRST + 3;
+    for i in 0..1_000_u32 {
+        until("taken", || multicast.send(code, &i.to_be_bytes()) != Err(NotSent::Full));
+    }
+    until("all are there", || heard.lock().len() == 1_000);
+    let got: Vec<_> =
+        heard.lock().iter().map(|b| u32::from_be_bytes(b[..].try_into().unwrap())).collect();
+    assert_eq!(got, (0..1_000).collect::<Vec<_>>());
+    assert!(count(&a, |s| &s.datagrams_out) < 1_000);
+    assert_eq!(multicast.send(code, &[0; MAX_MESSAGE_BODY + 1]), Err(NotSent::TooLarge));
+    heard.lock().clear();
+    assert_eq!(multicast.send(code, &[7; MAX_MESSAGE_BODY]), Ok(()));
+    until("the largest", || *heard.lock() == [vec![7; MAX_MESSAGE_BODY]]);
+    let full =
+        (0..1_000).any(|_| multicast.send(code, &[7; MAX_MESSAGE_BODY]) == Err(NotSent::Full));
+    assert!(full && count(&a, |s| &s.queue_full) > 0);
+}
+
+/// Given a node with another key, recordings and junk in the same group, expect nothing but counters.
+#[test]
+fn strangers_change_nothing() {
+    let group = group();
+    let a = peer("lonely", &group);
+    let mut config = config("stranger");
+    config.multicast = Some(group.clone());
+    config.key = key('e');
+    let stranger = Peer::with(config);
+    until("foreign datagrams", || {
+        count(&a, |s| &s.foreign) > 2 && count(&stranger, |s| &s.foreign) > 2
+    });
+
+    let IpAddr::V4(ip) = group.group else { unreachable!() };
+    let recorder = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None).unwrap();
+    recorder.set_reuse_address(true).unwrap();
+    recorder.bind(&SocketAddr::new(group.group, group.port).into()).unwrap();
+    recorder.join_multicast_v4(&ip, &Ipv4Addr::LOCALHOST).unwrap();
+    recorder.set_multicast_if_v4(&Ipv4Addr::LOCALHOST).unwrap();
+    let recorder: UdpSocket = recorder.into();
+    recorder.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    let former = peer("former", &group);
+    let mut recorded = Vec::new();
+    let mut buffer = [0; 2_000];
+    until("a recording", || {
+        if let Ok(n) = recorder.recv(&mut buffer) {
+            recorded.push(buffer[..n].to_vec());
+        }
+        a.reaches(&former) && recorded.len() > 6
+    });
+    drop(former);
+    until("alone again", || a.up_links() == 0);
+    // A node that knows nothing of what was sent before it started. (The other may still look for the
+    // one that has gone.)
+    let late = peer("late", &group);
+    until("two of them", || a.reaches(&late));
+    let dials = |peer: &Peer| peer.count_events(|e| matches!(e, ControlEvent::Dial { .. }));
+    let before = (dials(&late), count(&a, |s| &s.found), count(&late, |s| &s.found));
+    let dropped = |peer: &Peer| count(peer, |s| &s.repeated) + count(peer, |s| &s.stale);
+    let (a_dropped, at) = (dropped(&a), SocketAddr::new(group.group, group.port));
+    for _ in 0..20 {
+        for datagram in &recorded {
+            recorder.send_to(datagram, at).unwrap();
+        }
+        recorder.send_to(&vec![0x43; 1_400], at).unwrap();
+        recorder.send_to(b"", at).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    until("they were heard", || dropped(&a) > a_dropped + 20 && count(&a, |s| &s.malformed) >= 40);
+    std::thread::sleep(Duration::from_millis(500));
+    let after = (dials(&late), count(&a, |s| &s.found), count(&late, |s| &s.found));
+    assert_eq!(after, before);
+    assert!(!finds(&a, &stranger) && a.up_links() == 1);
+}
+
+/// Given a node whose configuration has no multicast, expect it to send none.
+#[test]
+fn off_is_off() {
+    let peer = Peer::new("silent");
+    assert!(peer.node.multicast.is_none());
+}
