@@ -8,6 +8,7 @@ use bytes::Bytes;
 use chatter_core::channel::CHUNK_LEN;
 use chatter_core::channel::send::{Route, Sender};
 use chatter_core::ids::{ChannelIndex, NodeId};
+use chatter_core::wire::bcast::Fate;
 use chatter_core::wire::data::{DropReason, ResetReason, item};
 use chatter_core::wire::hello::ByeReason;
 use chatter_core::wire::identity::Identity;
@@ -164,6 +165,9 @@ fn document_has_the_code_points() {
         Why::Lost,
     ] {
         rows.insert(format!("| {} | {} |", reason as u8, shout(&format!("{reason:?}"))));
+    }
+    for fate in [Fate::Done, Fate::Busy] {
+        rows.insert(format!("| {} | {} |", fate as u8, shout(&format!("{fate:?}"))));
     }
     for reason in [DropReason::NoRoute, DropReason::HopLimit] {
         rows.insert(format!("| {} | {} |", reason as u8, shout(&format!("{reason:?}"))));

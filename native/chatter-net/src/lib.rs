@@ -7,8 +7,10 @@
 //! * [`transport`] is what carries the bytes of a link: TCP or a Unix socket.
 //! * [`channel`] binds the two halves of a core channel to routes and to their user; [`dispatch`]
 //!   takes the packets of a link to channels, to the control plane or to the next hop.
+//! * `broadcast` drives the machine of messages to many nodes.
 //! * [`host`] is what this crate wants from whoever embeds it (the NIF, a test).
 
+mod broadcast;
 pub mod channel;
 pub mod channels;
 mod complaints;

@@ -17,6 +17,9 @@ rustler::atoms! {
     window_cuts, marks_out, marks_in, credit, rescued,
     channels, links, nodes, relay_drops, unreachable_notices, refused_connections,
     evicted_handshakes, lsdb_size, neighbours, draining, transit_packets, transit_idle_ms,
+    // broadcasts
+    chatter_broadcasts, too_large, large, sent, tree_packets, delivered, replanned, unreachable, lost, gaps, damaged,
+    own_bytes, kept_bytes,
     // log levels
     debug, info, warning, notice,
 }

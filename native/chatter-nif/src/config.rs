@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use chatter_core::broadcast::BroadcastConfig;
 use chatter_core::control::ControlConfig;
 use chatter_core::crypto::ClusterKey;
 use chatter_core::crypto::key::KeyError;
@@ -49,6 +50,9 @@ pub(crate) struct StartConfig<'a> {
     control_queue: usize,
     relay_queue: usize,
     link_queue: usize,
+    broadcast_window: usize,
+    broadcast_memory: usize,
+    max_broadcast: usize,
     max_half_open: usize,
     max_links: usize,
     max_nodes: usize,
@@ -100,6 +104,14 @@ impl StartConfig<'_> {
             control_queue: self.control_queue,
             relay_queue: self.relay_queue,
             link_queue: self.link_queue,
+            broadcast: BroadcastConfig {
+                window: self.broadcast_window,
+                memory: self.broadcast_memory,
+                max_message: self.max_broadcast,
+                gap_timeout: Duration::from_millis(self.gap_timeout_ms),
+                max_nodes: 2 * self.max_nodes,
+                ..BroadcastConfig::default()
+            },
             max_half_open: self.max_half_open,
             max_links: self.max_links,
             handshake_timeout: Duration::from_millis(self.handshake_timeout_ms),

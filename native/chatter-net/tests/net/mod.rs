@@ -68,6 +68,7 @@ pub fn config(name: &str) -> NetConfig {
         control_queue: 64 << 10,
         relay_queue: 16 << 20,
         link_queue: 4 << 20,
+        broadcast: Default::default(),
         max_half_open: 16,
         max_links: 64,
         handshake_timeout: Duration::from_secs(5),
