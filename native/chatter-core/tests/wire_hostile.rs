@@ -8,6 +8,7 @@ use std::cell::Cell;
 use chatter_core::channel::receive::{Receiver, Sink};
 use chatter_core::channel::send::{Route, Sender};
 use chatter_core::ids::{ChannelIndex, NodeId};
+use chatter_core::wire::bcast::BCAST_FIXED_LEN;
 use chatter_core::wire::data::{Ack, MAX_ACK_RANGES, Open, Opened, Reset, Unreachable, next_item};
 use chatter_core::wire::hello::{ByeReason, Hello};
 use chatter_core::wire::identity::Identity;
@@ -77,7 +78,7 @@ fn every_truncation_of_a_packet() {
 }
 
 /// Given golden contents cut at every length inside a packet that announces so many bytes, expect a
-/// refusal; of DATA only what ends with an item is whole.
+/// refusal; of DATA, BCAST and BCAST_ACK only what ends with an item, message or number is whole.
 #[test]
 fn every_truncation_of_a_content() {
     for vector in vectors() {
@@ -86,8 +87,8 @@ fn every_truncation_of_a_content() {
             let cut = framed(bytes[3], &bytes[PACKET_HEADER_LEN..][..len]);
             match Value::decode(&cut) {
                 Err(WireError::Truncated(_)) => {}
-                Ok(Value::Data(header, items)) => {
-                    assert_eq!(Value::Data(header, items).encode(), cut, "{} {len}", vector.name);
+                Ok(value @ (Value::Data(..) | Value::Bcast(..) | Value::BcastAck(..))) => {
+                    assert_eq!(value.encode(), cut, "{} {len}", vector.name);
                 }
                 other => panic!("{} {len}: {other:?}", vector.name),
             }
@@ -103,7 +104,9 @@ fn trailing_bytes() {
         bytes.push(0);
         let longer = framed(bytes[3], &bytes[PACKET_HEADER_LEN..]);
         let refused = match &vector.value {
-            Value::Data(..) => matches!(Value::decode(&longer), Err(WireError::Truncated(_))),
+            Value::Data(..) | Value::Bcast(..) | Value::BcastAck(..) => {
+                matches!(Value::decode(&longer), Err(WireError::Truncated(_)))
+            }
             _ => matches!(Value::decode(&longer), Err(WireError::Trailing(_))),
         };
         assert!(refused, "{}: {:?}", vector.name, Value::decode(&longer));
@@ -112,7 +115,12 @@ fn trailing_bytes() {
 }
 
 /// Every length and count: vector, offset, bytes of the field.
-const LENGTHS: [(&str, usize, usize); 20] = [
+const LENGTHS: [(&str, usize, usize); 25] = [
+    ("bcast", 0, 3),
+    ("bcast", PACKET_HEADER_LEN + 2, 2),
+    ("bcast", PACKET_HEADER_LEN + BCAST_FIXED_LEN + 31, 1),
+    ("bcast", PACKET_HEADER_LEN + BCAST_FIXED_LEN + 37, 3),
+    ("bcast-ack", 0, 3),
     ("data-frames", 0, 3),
     ("data-frames", CONTENT + 1, 3),
     ("data-frames", CONTENT + 5, 3),

@@ -154,6 +154,9 @@ impl Bcast {
         }
         let hop_limit = r.u8("hop limit")?;
         let count = usize::from(r.u16("targets")?);
+        if count == 0 {
+            return Err(WireError::Invalid("targets"));
+        }
         if count > MAX_TARGETS {
             return Err(WireError::TooLong { field: "targets", len: count, limit: MAX_TARGETS });
         }
@@ -169,8 +172,11 @@ impl Bcast {
             if flags & !(TARGET_DIRECT | TARGET_PREV) != 0 {
                 return Err(WireError::Invalid("target flags"));
             }
-            let prev = if flags & TARGET_PREV == 0 { prev } else { r.u64("prev")? };
-            if prev >= first {
+            // One way to say a thing: the common one is that of the first target.
+            let own = (flags & TARGET_PREV != 0).then(|| r.u64("prev")).transpose()?;
+            let repeats = own == Some(prev) || (own.is_some() && targets.is_empty());
+            let prev = own.unwrap_or(prev);
+            if prev >= first || repeats {
                 return Err(WireError::Invalid("prev"));
             }
             targets.push(Target { id, life, direct: flags & TARGET_DIRECT != 0, prev });
@@ -273,6 +279,9 @@ impl BcastAck {
             1 => Fate::Busy,
             _ => return Err(WireError::Invalid("fate")),
         };
+        if r.rest().is_empty() {
+            return Err(WireError::Truncated("numbers"));
+        }
         let mut numbers = Vec::with_capacity(r.rest().len() / 8);
         while !r.rest().is_empty() {
             numbers.push(r.u64("number")?);
