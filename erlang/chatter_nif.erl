@@ -11,17 +11,17 @@
 -export([load/0]).
 -export([address/1, addresses/1, broadcast_dispatched/3, broadcast_fetch/0,
          broadcast_fetch_large/0, broadcast_figures/0, broadcast_handled/1, broadcast_owner/1,
-         broadcast_send/3, broadcast_send_large/3, channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1, drain/1,
-         fetch/2, grant/2, handshake/2, info/1, input/1, is_reachable/1, links/1, neighbours/0,
-         node_start/1, node_stop/1, nodes/0, open/1, pulse/0, route/1, send/2,
-         set_acceptor/1, set_log_level/1, set_name/1, set_owner/0, stat/1, take/1, topology/1,
-         transit/0]).
+         broadcast_send/3, broadcast_send_large/3, channels/1, close/1, connect/3, controller/2,
+         dial/3, disconnect/1, drain/1, fetch/2, grant/2, handshake/2, info/1, input/1,
+         is_reachable/1, links/1, neighbours/0, node_start/1, node_stop/1, nodes/0, open/1,
+         pulse/0, route/1, send/2, set_acceptor/1, set_log_level/1, set_name/1, set_owner/0,
+         stat/1, take/1, topology/1, transit/0]).
 
--nifs([address/1, addresses/1, broadcast_dispatched/3, broadcast_fetch/0,
-         broadcast_fetch_large/0, broadcast_figures/0, broadcast_handled/1, broadcast_owner/1,
-         broadcast_send/3, broadcast_send_large/3, channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1, drain/1,
-       fetch/2, grant/2, handshake/2, info/1, input/1, is_reachable/1, links/1, neighbours/0,
-       node_start/1, node_stop/1, nodes/0, open/1, pulse/0, route/1, send/2,
+-nifs([address/1, addresses/1, broadcast_dispatched/3, broadcast_fetch/0, broadcast_fetch_large/0,
+       broadcast_figures/0, broadcast_handled/1, broadcast_owner/1, broadcast_send/3,
+       broadcast_send_large/3, channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1,
+       drain/1, fetch/2, grant/2, handshake/2, info/1, input/1, is_reachable/1, links/1,
+       neighbours/0, node_start/1, node_stop/1, nodes/0, open/1, pulse/0, route/1, send/2,
        set_acceptor/1, set_log_level/1, set_name/1, set_owner/0, stat/1, take/1, topology/1,
        transit/0]).
 
