@@ -5,6 +5,8 @@
 
 -export([nodes/0, neighbours/0, route/1, links/0, info/0, info/1, connect/1, disconnect/1,
          topology/0, monitor_nodes/1, drain/1]).
+-export([broadcast/2, broadcast/3, subscribe/1, subscribe/2, unsubscribe/1, add_handler/1,
+         remove_handler/1]).
 
 -export_type([neighbour/0]).
 
@@ -16,6 +18,9 @@
 -define(DRAIN_QUIET_MS, 500).
 -define(DRAIN_MS, 10000).
 -define(DRAIN_POLL_MS, 20).
+
+%% What a subscription is good for, if nothing is said.
+-define(CREDIT, 1000).
 
 %% How long the control plane may take to answer. It takes microseconds.
 -define(ANSWER_MS, 5000).
@@ -49,7 +54,10 @@ links() ->
 %% @doc Live figures of this node.
 -spec info() -> map().
 info() ->
-    ask(fun chatter_nif:info/1, #{}).
+    case ask(fun chatter_nif:info/1, #{}) of
+        Map when map_size(Map) > 0 -> Map#{broadcast => chatter_broadcast:figures()};
+        Empty -> Empty
+    end.
 
 %% @doc What is known of a node: whether it is reachable and how, and figures of the channels to it.
 -spec info(node()) -> map().
@@ -114,6 +122,63 @@ drain(true) ->
     end;
 drain(false) ->
     chatter_nif:drain(false).
+
+%% @doc Sends a message, a tuple of at least two elements of which the first is an atom, its
+%% type, to many nodes: `all' (every other node that can be reached), a list of nodes or NetIDs
+%% (this node may be among them), or `{group, Name}'.
+%%
+%% Every target that stays reachable gets it exactly once, and all messages of this node in the
+%% order in which they were sent; who gets it there: see `subscribe/1' and `add_handler/1'. `ok'
+%% says that it is on its way. Nodes of a list that nobody knows are left out and counted
+%% (`unreachable' in `info/0'). While `broadcast_window' bytes are on their way, the caller waits.
+-spec broadcast(chatter_broadcast:targets(), tuple()) ->
+          ok | {error, not_started | too_large | no_group}.
+broadcast(Targets, Msg) ->
+    chatter_broadcast:send(Targets, Msg, #{}).
+
+%% @doc The same; option `{timeout, Ms}': how long to wait for room, then `{error, timeout}'.
+-spec broadcast(chatter_broadcast:targets(), tuple(),
+                #{timeout => timeout()} | [{timeout, timeout()}]) ->
+          ok | {error, not_started | too_large | no_group | timeout}.
+broadcast(Targets, Msg, Opts) ->
+    chatter_broadcast:send(Targets, Msg, Opts).
+
+%% @doc `subscribe(Type, 1000)'.
+-spec subscribe(atom()) -> ok.
+subscribe(Type) ->
+    subscribe(Type, ?CREDIT).
+
+%% @doc The calling process gets the next `N' broadcasts of a type as `{chatter_broadcast, From,
+%% Msg}' and after the last one `{chatter_broadcast_passive, Type}', as a socket with `{active,
+%% N}'. Calling it again adds to what is left. What comes while nothing is left is dropped for
+%% this process and counted (`subscriber_drops'). `From' is the node that sent it, or an id as a
+%% binary if that has no name. Ends with the process.
+-spec subscribe(atom(), pos_integer()) -> ok.
+subscribe(Type, N) ->
+    chatter_broadcast:subscribe(Type, N).
+
+%% @doc Takes the subscription of the calling process back.
+-spec unsubscribe(atom()) -> ok.
+unsubscribe(Type) ->
+    chatter_broadcast:unsubscribe(Type).
+
+%% @doc Says what is done with messages of a type on this node. All keys but `type' may be missing:
+%%
+%% `extract_netids' lists NetIDs in a message, which then travel once, in a table; `encode_with'
+%% makes the bytes, with the places of NetIDs in that table; `decode_with' is its reverse, and
+%% gives the message and what is left; without them the message travels in the external term
+%% format, and is decoded with `[safe]'. `dispatch' is called with each message that arrives. If
+%% it returns `{ok, Changed}', a message of the same type of up to 16 KiB, then that travels on
+%% to the nodes behind this one; these wait for it, but at most 2 s. Handlers run in one
+%% process: they should be quick. One that fails is logged and harms nobody.
+-spec add_handler(chatter_broadcast:handler()) -> ok | {error, badarg}.
+add_handler(Handler) ->
+    chatter_broadcast:add_handler(Handler).
+
+%% @doc Takes the handler of a type back.
+-spec remove_handler(atom()) -> ok.
+remove_handler(Type) ->
+    chatter_broadcast:remove_handler(Type).
 
 await_quiet(Begin, Limit) ->
     Passed = erlang:monotonic_time(millisecond) - Begin,

@@ -52,6 +52,8 @@
     channel_queue := pos_integer(), flow_quota := pos_integer(),
     flow_backpressure := suspend | channel, flows := all | 1,
     max_frame := pos_integer(),
+    broadcast_window := pos_integer(), broadcast_memory := pos_integer(),
+    max_broadcast := pos_integer(),
     max_half_open := pos_integer(), max_links := pos_integer(),
     max_nodes := pos_integer(), max_channels := pos_integer(),
     group_leave_ms := non_neg_integer(), group_forget_s := pos_integer(),
@@ -134,6 +136,7 @@ defaults() ->
         channel_queue => 16 * ?MIB, flow_quota => 256 * ?KIB, flow_backpressure => suspend,
         flows => all,
         max_frame => 2 * ?GIB - 1,
+        broadcast_window => 4 * ?MIB, broadcast_memory => 64 * ?MIB, max_broadcast => 16 * ?MIB,
         max_half_open => 256, max_links => 1024, max_nodes => 4096, max_channels => 65536,
         group_leave_ms => 5000, group_forget_s => 3600, group_collect_s => 60,
         group_sync_ms => 1000, group_max_groups => 1024, group_max_members => 4096,
@@ -180,6 +183,9 @@ check(flows, V) -> one_of([all, 1], V);
 check(flow_quota, V) -> within(16 * ?KIB, ?GIB, V);
 check(relay_queue, V) -> within(64 * ?KIB, ?GIB, V);
 check(max_frame, V) -> within(?MIB, 2 * ?GIB - 1, V);
+check(broadcast_window, V) -> within(64 * ?KIB, ?GIB, V);
+check(broadcast_memory, V) -> within(?MIB, 1024 * ?GIB, V);
+check(max_broadcast, V) -> within(64 * ?KIB, ?GIB, V);
 check(max_half_open, V) -> within(1, 65535, V);
 %% No LSP states more.
 check(max_links, V) -> within(1, 1024, V);

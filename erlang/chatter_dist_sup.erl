@@ -23,12 +23,16 @@ start_link() ->
 -spec init([]) -> {ok, {supervisor:sup_flags(), [supervisor:child_spec()]}}.
 init([]) ->
     ok = chatter_monitors:new(),
+    ok = chatter_broadcast:new(),
     Node = #{id => chatter_node, start => {chatter_node, start_link, []}, restart => permanent,
              shutdown => 5000, type => worker, modules => [chatter_node]},
     Pulse = #{id => chatter_pulse, start => {chatter_pulse, start_link, []}, restart => permanent,
               shutdown => brutal_kill, type => worker, modules => [chatter_pulse]},
+    Broadcast = #{id => chatter_broadcast, start => {chatter_broadcast, start_link, []},
+                  restart => permanent, shutdown => brutal_kill, type => worker,
+                  modules => [chatter_broadcast]},
     {ok, {#{strategy => one_for_one, intensity => 10, period => 10},
-          [Node, Pulse | registry()]}}.
+          [Node, Pulse, Broadcast | registry()]}}.
 
 registry() ->
     case init:get_argument(no_epmd) of

@@ -9,14 +9,18 @@
 -module(chatter_nif).
 
 -export([load/0]).
--export([address/1, channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1, drain/1,
-         fetch/2, governor/2, grant/2, handshake/2, info/1, input/1, is_reachable/1, links/1,
-         neighbours/0, node_start/1, node_stop/1, nodes/0, open/1, pulse/0, route/1, send/2,
-         set_acceptor/1, set_log_level/1, set_name/1, set_owner/0, stat/1, take/1, topology/1,
-         transit/0]).
+-export([address/1, addresses/1, broadcast_dispatched/3, broadcast_fetch/0,
+         broadcast_fetch_large/0, broadcast_figures/0, broadcast_handled/1, broadcast_owner/1,
+         broadcast_send/3, broadcast_send_large/3, channels/1, close/1, connect/3, controller/2,
+         dial/3, disconnect/1, drain/1, fetch/2, governor/2, grant/2, handshake/2, info/1, input/1,
+         is_reachable/1, links/1, neighbours/0, node_start/1, node_stop/1, nodes/0, open/1,
+         pulse/0, route/1, send/2, set_acceptor/1, set_log_level/1, set_name/1, set_owner/0,
+         stat/1, take/1, topology/1, transit/0]).
 
--nifs([address/1, channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1, drain/1,
-       fetch/2, governor/2, grant/2, handshake/2, info/1, input/1, is_reachable/1, links/1,
+-nifs([address/1, addresses/1, broadcast_dispatched/3, broadcast_fetch/0, broadcast_fetch_large/0,
+       broadcast_figures/0, broadcast_handled/1, broadcast_owner/1, broadcast_send/3,
+       broadcast_send_large/3, channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1,
+       drain/1, fetch/2, governor/2, grant/2, handshake/2, info/1, input/1, is_reachable/1, links/1,
        neighbours/0, node_start/1, node_stop/1, nodes/0, open/1, pulse/0, route/1, send/2,
        set_acceptor/1, set_log_level/1, set_name/1, set_owner/0, stat/1, take/1, topology/1,
        transit/0]).
@@ -63,6 +67,51 @@ one_line(Text) ->
 %% @doc The address (4 or 16 bytes) and port at the other end of the link that leads to a node.
 -spec address(binary()) -> {binary(), inet:port_number()} | none.
 address(_Name) -> ?NOT_LOADED.
+
+%% @doc Asks where nodes say that they can be dialled: `{Ref, [{Name, [{Ip, Port}]}]}' comes as a
+%% message if the result is `true'.
+-spec addresses(reference()) -> boolean().
+addresses(_Ref) -> ?NOT_LOADED.
+
+%% @doc What travels on in place of a message that came with a ticket.
+-spec broadcast_dispatched(non_neg_integer(), non_neg_integer(), unchanged | binary()) -> ok.
+broadcast_dispatched(_Ticket, _Seq, _Body) -> ?NOT_LOADED.
+
+%% @doc The next broadcasts: origin, type, body, and the ticket if others wait for what becomes of
+%% it here. After `idle' the owner gets `{chatter_broadcasts}' when there are more; after `large'
+%% the next one is to be fetched with `broadcast_fetch_large/0'.
+-spec broadcast_fetch() ->
+          {[{binary(), binary(), binary(), none | {non_neg_integer(), non_neg_integer()}}],
+           more | large | idle}.
+broadcast_fetch() -> ?NOT_LOADED.
+
+%% @doc The same on a dirty scheduler; never `large'.
+-spec broadcast_fetch_large() ->
+          {[{binary(), binary(), binary(), none | {non_neg_integer(), non_neg_integer()}}],
+           more | large | idle}.
+broadcast_fetch_large() -> ?NOT_LOADED.
+
+%% @doc Counts of broadcasts.
+-spec broadcast_figures() -> [{atom(), non_neg_integer()}].
+broadcast_figures() -> ?NOT_LOADED.
+
+%% @doc Messages of these types wait for `broadcast_dispatched/3' before they go on.
+-spec broadcast_handled([binary()]) -> ok.
+broadcast_handled(_Types) -> ?NOT_LOADED.
+
+%% @doc The process that fetches broadcasts.
+-spec broadcast_owner(pid()) -> ok.
+broadcast_owner(_Pid) -> ?NOT_LOADED.
+
+%% @doc Sends a message of a type to nodes by name; `full': again a little later.
+-spec broadcast_send(all | [binary()], binary(), binary()) ->
+          ok | full | {error, not_started | too_large}.
+broadcast_send(_Targets, _Type, _Body) -> ?NOT_LOADED.
+
+%% @doc The same on a dirty scheduler, for messages over 64 KiB.
+-spec broadcast_send_large(all | [binary()], binary(), binary()) ->
+          ok | full | {error, not_started | too_large}.
+broadcast_send_large(_Targets, _Type, _Body) -> ?NOT_LOADED.
 
 %% @doc Figures of the channels to a node.
 -spec channels(binary()) -> [map()].

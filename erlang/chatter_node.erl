@@ -216,6 +216,7 @@ handle_call({start, FullName, Listen}, _From, State) ->
         {ok, Props} ->
             %% From here on the silence of chatter_pulse counts.
             ok = chatter_nif:pulse(),
+            ok = chatter_broadcast:own(),
             ok = connect_neighbours(State#state.config),
             Port = proplists:get_value(port, Props),
             {reply, {ok, if is_integer(Port) -> Port; true -> 0 end}, State#state{name = FullName}};
@@ -496,6 +497,7 @@ native_config(FullName, Listen, Config) ->
     Keys = [encryption, unix_sockets, hello_ms, hold_ms, unreachable_ms, lsp_refresh_s,
             channel_window, max_frame, max_channels, retransmit_memory, setup_retry_ms,
             gap_timeout_ms, control_queue, relay_queue, channel_queue,
+            broadcast_window, broadcast_memory, max_broadcast,
             max_half_open, max_links, max_nodes, handshake_timeout_ms,
             reconnect_min_ms, reconnect_max_ms, workers,
             busy_poll_us],

@@ -6,10 +6,11 @@
 //!
 //! Reading order: [`ids`] and [`wire`] (the words), [`crypto`] (how a link is secured), [`control`]
 //! (the control plane: adjacencies, LSDB, routes), [`channel`] (the data plane between two nodes),
-//! [`flow`] (whose a frame is), [`relay`] (whose a packet is), [`sched`] (what a link sends next).
+//! [`flow`] (whose a frame is), [`broadcast`] (messages to many nodes), [`relay`] (whose a packet is), [`sched`] (what a link sends next).
 #![forbid(unsafe_code)]
 
 pub mod alternates;
+pub mod broadcast;
 pub mod channel;
 pub mod control;
 pub mod crypto;

@@ -72,9 +72,12 @@ impl<'a> Content<'a> {
             PacketType::Reset => Self::Reset(Reset::decode(content)?),
             PacketType::ResetAck => Self::ResetAck(Reset::decode(content)?),
             PacketType::Unreachable => Self::Unreachable(Unreachable::decode(content)?),
-            PacketType::Hello | PacketType::Lsp | PacketType::Summary | PacketType::Bye => {
-                Self::None
-            }
+            PacketType::Hello
+            | PacketType::Lsp
+            | PacketType::Summary
+            | PacketType::Bcast
+            | PacketType::BcastAck
+            | PacketType::Bye => Self::None,
         })
     }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::ids::{Incarnation, LinkId, NodeId};
@@ -41,6 +42,10 @@ pub struct Route {
 pub struct ForwardingTable {
     routes: HashMap<NodeId, Route, BuildHasherDefault<IdHasher>>,
     names: HashMap<Arc<str>, NodeId, BuildHasherDefault<std::hash::DefaultHasher>>,
+    /// The neighbours with a usable link, ascending.
+    neighbours: Vec<(NodeId, LinkId)>,
+    /// Bit b of row a: neighbour a states a link to neighbour b.
+    stated: Vec<u64>,
 }
 
 impl ForwardingTable {
@@ -50,7 +55,10 @@ impl ForwardingTable {
         let links: Vec<_> = hops.iter().map(|(_, link)| *link).collect();
         let mut tree = lsdb.graph().shortest_paths(me, &neighbours);
         lsdb.graph().find_alternates(me, &neighbours, &mut tree);
-        Self::new(&tree, &links, lsdb)
+        let mut table = Self::new(&tree, &links, lsdb);
+        table.neighbours = hops.iter().map(|(neighbour, link)| (neighbour.id, *link)).collect();
+        table.stated = stated(&table.neighbours, lsdb);
+        table
     }
 
     /// Makes the table of a run of shortest paths; `links[i]` is the link to the i-th first hop.
@@ -120,6 +128,39 @@ impl ForwardingTable {
         links[first..].iter().chain(&links[..first]).copied().chain(alternate)
     }
 
+    /// The link to a neighbour, if it is in use.
+    pub fn link_to(&self, neighbour: NodeId) -> Option<LinkId> {
+        self.neighbour(neighbour).map(|at| self.neighbours[at].1)
+    }
+
+    /// Whether two neighbours of this node are also linked with each other, as both state.
+    pub fn are_linked(&self, a: NodeId, b: NodeId) -> bool {
+        let (Some(a), Some(b)) = (self.neighbour(a), self.neighbour(b)) else { return false };
+        let row = row_len(self.neighbours.len());
+        let states = |a: usize, b: usize| self.stated[a * row + b / 64] >> (b % 64) & 1 == 1;
+        states(a, b) && states(b, a)
+    }
+
+    /// The neighbour through which `dst` is reached: of equally short ways always the same one, so that
+    /// the ways to several destinations are a tree.
+    pub fn first_hop(&self, dst: NodeId) -> Option<NodeId> {
+        let mut at = dst;
+        let mut route = self.routes.get(&at)?;
+        if let [only] = route.next_hops[..] {
+            return self.neighbours.iter().find(|(_, link)| *link == only).map(|(id, _)| *id);
+        }
+        for _ in 0..=self.routes.len() {
+            let Some(parent) = route.parent else { return Some(at) };
+            at = parent;
+            route = self.routes.get(&at)?;
+        }
+        None
+    }
+
+    fn neighbour(&self, id: NodeId) -> Option<usize> {
+        self.neighbours.binary_search_by_key(&id, |(neighbour, _)| *neighbour).ok()
+    }
+
     /// The nodes on a shortest path from here to `dst`, which comes last; this node is left out.
     pub fn path(&self, dst: NodeId) -> Option<Vec<NodeId>> {
         let mut path = vec![dst];
@@ -163,6 +204,30 @@ impl ForwardingTable {
     }
 }
 
+/// Words of a row in `ForwardingTable::stated`.
+fn row_len(neighbours: usize) -> usize {
+    neighbours.div_ceil(64)
+}
+
+fn stated(neighbours: &[(NodeId, LinkId)], lsdb: &Lsdb) -> Vec<u64> {
+    let row = row_len(neighbours.len());
+    let mut stated = vec![0; row * neighbours.len()];
+    for (a, (id, _)) in neighbours.iter().enumerate() {
+        let Some(lsp) = lsdb.get(*id) else { continue };
+        let mut at = 0;
+        for other in &lsp.neighbours {
+            // Both are in ascending order.
+            while neighbours.get(at).is_some_and(|(id, _)| *id < other.id) {
+                at += 1;
+            }
+            if neighbours.get(at).is_some_and(|(id, _)| *id == other.id) {
+                stated[a * row + at / 64] |= 1 << (at % 64);
+            }
+        }
+    }
+    stated
+}
+
 /// Hashes a [`NodeId`], which is a hash already. Somebody who could choose ids to collide has the
 /// cluster key, and the LSDB limits how many there are.
 #[derive(Clone, Copy, Debug, Default)]
@@ -202,6 +267,8 @@ pub struct TopologyNode {
     pub incarnation: Incarnation,
     /// It relays only where there is no other way.
     pub overload: bool,
+    /// Where it can be dialled.
+    pub addresses: Vec<SocketAddr>,
 }
 
 impl Topology {
@@ -210,7 +277,12 @@ impl Topology {
         let describe = |id| {
             let lsp = lsdb.get(id)?;
             let name = Arc::clone(&lsp.name);
-            let node = TopologyNode { name, incarnation: lsp.incarnation, overload: lsp.overload };
+            let node = TopologyNode {
+                name,
+                incarnation: lsp.incarnation,
+                overload: lsp.overload,
+                addresses: lsp.addresses.clone(),
+            };
             Some((id, node))
         };
         let nodes = lsdb.graph().nodes().filter_map(describe).collect();

@@ -11,6 +11,7 @@ use chatter_core::channel::options::{Class, SendOptions};
 use chatter_core::channel::send::{Route, Sender};
 use chatter_core::flow::FlowKey;
 use chatter_core::ids::{ChannelIndex, NodeId};
+use chatter_core::wire::bcast::Fate;
 use chatter_core::wire::data::{DropReason, ResetReason, item};
 use chatter_core::wire::datagram::kind;
 use chatter_core::wire::hello::ByeReason;
@@ -195,6 +196,9 @@ fn document_has_the_code_points() {
         Why::Lost,
     ] {
         rows.insert(format!("| {} | {} |", reason as u8, shout(&format!("{reason:?}"))));
+    }
+    for fate in [Fate::Done, Fate::Busy] {
+        rows.insert(format!("| {} | {} |", fate as u8, shout(&format!("{fate:?}"))));
     }
     for reason in [DropReason::NoRoute, DropReason::HopLimit] {
         rows.insert(format!("| {} | {} |", reason as u8, shout(&format!("{reason:?}"))));

@@ -9,6 +9,7 @@ use chatter_core::channel::options::SendOptions;
 use chatter_core::channel::receive::{Receiver, Sink};
 use chatter_core::channel::send::{Route, Sender};
 use chatter_core::ids::{ChannelIndex, NodeId};
+use chatter_core::wire::bcast::BCAST_FIXED_LEN;
 use chatter_core::wire::data::{Ack, MAX_ACK_RANGES, Open, Opened, Reset, Unreachable, next_item};
 use chatter_core::wire::hello::{ByeReason, Hello};
 use chatter_core::wire::identity::Identity;
@@ -78,7 +79,7 @@ fn every_truncation_of_a_packet() {
 }
 
 /// Given golden contents cut at every length inside a packet that announces so many bytes, expect a
-/// refusal; of DATA only what ends with an item is whole.
+/// refusal; of DATA, BCAST and BCAST_ACK only what ends with an item, message or number is whole.
 #[test]
 fn every_truncation_of_a_content() {
     for vector in vectors() {
@@ -87,7 +88,7 @@ fn every_truncation_of_a_content() {
             let cut = framed(bytes[3], &bytes[PACKET_HEADER_LEN..][..len]);
             match Value::decode(&cut) {
                 Err(WireError::Truncated(_)) => {}
-                Ok(value @ Value::Data(..)) => {
+                Ok(value @ (Value::Data(..) | Value::Bcast(..) | Value::BcastAck(..))) => {
                     assert_eq!(value.encode(), cut, "{} {len}", vector.name);
                 }
                 other => panic!("{} {len}: {other:?}", vector.name),
@@ -104,7 +105,9 @@ fn trailing_bytes() {
         bytes.push(0);
         let longer = framed(bytes[3], &bytes[PACKET_HEADER_LEN..]);
         let refused = match &vector.value {
-            Value::Data(..) => matches!(Value::decode(&longer), Err(WireError::Truncated(_))),
+            Value::Data(..) | Value::Bcast(..) | Value::BcastAck(..) => {
+                matches!(Value::decode(&longer), Err(WireError::Truncated(_)))
+            }
             _ => matches!(Value::decode(&longer), Err(WireError::Trailing(_))),
         };
         assert!(refused, "{}: {:?}", vector.name, Value::decode(&longer));
@@ -113,7 +116,12 @@ fn trailing_bytes() {
 }
 
 /// Every length and count: vector, offset, bytes of the field.
-const LENGTHS: [(&str, usize, usize); 23] = [
+const LENGTHS: [(&str, usize, usize); 27] = [
+    ("bcast", 0, 3),
+    ("bcast", PACKET_HEADER_LEN + 2, 2),
+    ("bcast", PACKET_HEADER_LEN + BCAST_FIXED_LEN + 31, 1),
+    ("bcast", PACKET_HEADER_LEN + BCAST_FIXED_LEN + 37, 3),
+    ("bcast-ack", 0, 3),
     ("data-frames", 0, 3),
     ("data-frames", CONTENT + 5, 3),
     ("data-frames", CONTENT + 17, 3),

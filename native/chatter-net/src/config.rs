@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use chatter_core::broadcast::BroadcastConfig;
 use chatter_core::control::ControlConfig;
 use chatter_core::crypto::ClusterKey;
 
@@ -99,6 +100,8 @@ pub struct NetConfig {
     pub flows: bool,
     /// Bytes that wait in the queue of one flow; beyond it its sender is held back.
     pub flow_quota: usize,
+    /// Limits of broadcasts; at least [`NetConfig::patience`] is given to targets without a route.
+    pub broadcast: BroadcastConfig,
     /// Half-open handshakes at once; one more evicts the oldest.
     pub max_half_open: usize,
     /// Links at once; one more is refused.

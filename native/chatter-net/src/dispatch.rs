@@ -57,6 +57,8 @@ impl Dispatch {
             packets += 1;
             if packet.kind.is_routed() {
                 self.routed(packet)?;
+            } else if matches!(packet.kind, PacketType::Bcast | PacketType::BcastAck) {
+                self.node.handle_broadcast(self.link.peer.id, packet.kind, packet.body)?;
             } else {
                 let input = Input::Packet {
                     link: self.link.id,

@@ -115,7 +115,8 @@ fn tell_alive(node: &Node, control: &mut Control, now: Instant) {
 fn carry_out(node: &Arc<Node>, control: &mut Control, blocked: &mut BTreeSet<LinkId>) {
     // Tables before packets and events: who hears of a change can rely on the table.
     if let Some(table) = control.poll_table() {
-        node.publish(Some(table));
+        node.publish(Some(table.clone()));
+        node.broadcast_table(table);
     }
     while let Some((link, packet)) = control.poll_transmit() {
         if node.transmit_control(link, packet) && blocked.insert(link) {

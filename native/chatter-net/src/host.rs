@@ -18,6 +18,8 @@ pub trait Host: Send + Sync + 'static {
     fn dial_failed(&self, neighbour: NeighbourId);
     /// Another node opened a channel to this one. `false` refuses it.
     fn accept(&self, channel: Arc<Channel>) -> bool;
+    /// There are broadcasts to be taken with [`crate::node::Node::take_broadcasts`].
+    fn broadcasts(&self) {}
     /// Makes the user's side of a channel.
     fn channel(&self) -> (Arc<dyn ChannelHost>, Box<dyn ChannelSink>);
 }

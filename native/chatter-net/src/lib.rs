@@ -8,8 +8,10 @@
 //! * [`channel`] binds the two halves of a core channel to routes and to their user; [`dispatch`]
 //!   takes the packets of a link to channels, to the control plane or to the next hop.
 //! * [`multicast`] sends and hears datagrams, and finds other nodes by them.
+//! * `broadcast` drives the machine of messages to many nodes.
 //! * [`host`] is what this crate wants from whoever embeds it (the NIF, a test).
 
+mod broadcast;
 pub mod channel;
 pub mod channels;
 mod complaints;

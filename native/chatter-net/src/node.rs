@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use chatter_core::broadcast::BroadcastConfig;
 use chatter_core::channel::Settings;
 use chatter_core::control::Control;
 use chatter_core::dialer::NeighbourId;
@@ -20,6 +21,7 @@ use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::sync::{Notify, mpsc};
 
+use crate::broadcast::{self, Broadcasts};
 use crate::channel::{Channel, Wanted};
 use crate::channels::Channels;
 use crate::complaints::Complaints;
@@ -101,6 +103,7 @@ pub struct Node {
     pub(crate) host: Arc<dyn Host>,
     pub(crate) control: mpsc::Sender<Input>,
     pub(crate) service: Service,
+    pub(crate) broadcasts: Broadcasts,
     /// Told when a link that had too much of the control plane to write has room again.
     pub(crate) control_room: Arc<Notify>,
     published: ArcSwap<Published>,
@@ -156,7 +159,11 @@ impl Node {
             setup_retry: config.setup_retry,
             gap_timeout: config.gap_timeout.max(config.patience()),
         });
+        let patience = config.broadcast.patience.max(config.patience());
+        let limits = BroadcastConfig { patience, ..config.broadcast };
+        let broadcasts = Broadcasts::new(limits, me.id, me.incarnation);
         let node = Arc::new(Self {
+            broadcasts,
             me,
             config,
             port,
@@ -186,6 +193,7 @@ impl Node {
         });
         tokio::spawn(driver::run(node.clone(), control, control_rx));
         tokio::spawn(Service::run(node.clone()));
+        tokio::spawn(broadcast::run(node.clone()));
         if let Some(listener) = listener {
             let local = node.listen_locally();
             tokio::spawn(listen::run(node.clone(), listener, local));
@@ -376,6 +384,14 @@ impl Node {
             .cloned()
     }
 
+    /// The link to a neighbour.
+    pub(crate) fn direct_link(&self, neighbour: NodeId) -> Option<Arc<Link>> {
+        let published = self.published.load();
+        let chosen = published.table.link_to(neighbour);
+        let chosen = chosen.and_then(|link| published.links.get(&link));
+        chosen.or_else(|| published.direct.get(&neighbour)).cloned()
+    }
+
     /// Whether there is a way to a node.
     pub(crate) fn is_reachable(&self, id: NodeId) -> bool {
         self.next_hop(id, 0).is_some()
@@ -457,6 +473,7 @@ impl Node {
         if let Some(multicast) = &self.multicast {
             multicast.begin_life(incarnation);
         }
+        self.broadcast_life(incarnation);
         tracing::warn!(
             "this host's clock was set back since the node last ran: it goes on as a later life"
         );

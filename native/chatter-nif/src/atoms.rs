@@ -19,6 +19,9 @@ rustler::atoms! {
     own_delay_us, transit_delay_us, marks_out, marks_in, credit, rescued,
     channels, links, nodes, relay_drops, unreachable_notices, refused_connections,
     evicted_handshakes, lsdb_size, neighbours, draining, transit_packets, transit_idle_ms,
+    // broadcasts
+    chatter_broadcasts, too_large, large, sent, tree_packets, delivered, replanned, unreachable, lost, gaps, damaged,
+    own_bytes, kept_bytes,
     // log levels
     debug, info, warning, notice,
 }

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use chatter_core::broadcast::BroadcastConfig;
 use chatter_core::control::ControlConfig;
 use chatter_core::crypto::ClusterKey;
 use chatter_core::crypto::key::KeyError;
@@ -51,6 +52,9 @@ pub(crate) struct StartConfig<'a> {
     channel_queue: usize,
     flow_quota: usize,
     flows: bool,
+    broadcast_window: usize,
+    broadcast_memory: usize,
+    max_broadcast: usize,
     max_half_open: usize,
     max_links: usize,
     max_nodes: usize,
@@ -105,6 +109,14 @@ impl StartConfig<'_> {
             channel_queue: self.channel_queue,
             flow_quota: self.flow_quota,
             flows: self.flows,
+            broadcast: BroadcastConfig {
+                window: self.broadcast_window,
+                memory: self.broadcast_memory,
+                max_message: self.max_broadcast,
+                gap_timeout: Duration::from_millis(self.gap_timeout_ms),
+                max_nodes: 2 * self.max_nodes,
+                ..BroadcastConfig::default()
+            },
             max_half_open: self.max_half_open,
             max_links: self.max_links,
             handshake_timeout: Duration::from_millis(self.handshake_timeout_ms),

@@ -21,6 +21,7 @@ use crate::sink::BeamSink;
 pub(crate) struct BeamHost {
     owner: Mutex<Option<LocalPid>>,
     acceptor: Mutex<Option<LocalPid>>,
+    broadcaster: Mutex<Option<LocalPid>>,
     pub(crate) node: OnceLock<Weak<Node>>,
 }
 
@@ -33,6 +34,11 @@ impl BeamHost {
     /// The process that gets channels which others open.
     pub(crate) fn set_acceptor(&self, pid: LocalPid) {
         *self.acceptor.lock() = Some(pid);
+    }
+
+    /// The process that takes broadcasts.
+    pub(crate) fn set_broadcaster(&self, pid: LocalPid) {
+        *self.broadcaster.lock() = Some(pid);
     }
 
     /// The name of the other end of any channel to that node.
@@ -114,6 +120,12 @@ impl Host for BeamHost {
                 (atoms::chatter_accept(), channel, index, bin(env, &name)).encode(env)
             })
             .is_ok()
+    }
+
+    fn broadcasts(&self) {
+        let Some(pid) = *self.broadcaster.lock() else { return };
+        let _ =
+            OwnedEnv::new().send_and_clear(&pid, |env| (atoms::chatter_broadcasts(),).encode(env));
     }
 
     fn channel(&self) -> (Arc<dyn ChannelHost>, Box<dyn ChannelSink>) {

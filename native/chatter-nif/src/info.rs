@@ -285,7 +285,7 @@ fn optional<'a>(env: Env<'a>, value: Option<u32>) -> Term<'a> {
 }
 
 /// Has the control plane's task make an answer and send it to the caller.
-fn ask<'a>(
+pub(crate) fn ask<'a>(
     env: Env<'a>,
     reference: Reference<'a>,
     answer: impl for<'b> FnOnce(Env<'b>, &Node, &mut Control, Instant) -> Term<'b> + Send + 'static,

@@ -4,6 +4,7 @@
 //! must never be unloaded while a node runs: see the head of `chatter_nif.erl`.
 
 mod atoms;
+mod broadcast;
 mod channel;
 mod config;
 mod host;

@@ -120,6 +120,13 @@ fn set_acceptor(pid: LocalPid) -> Atom {
     atoms::ok()
 }
 
+/// The process that takes broadcasts.
+pub(crate) fn set_broadcaster(pid: LocalPid) {
+    if let Some(running) = RUNNING.load().as_ref() {
+        running.host.set_broadcaster(pid);
+    }
+}
+
 /// `set_log_level(error | warning | notice | info | debug | none) -> ok`.
 #[rustler::nif]
 fn set_log_level(level: Atom) -> Atom {

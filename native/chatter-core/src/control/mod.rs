@@ -193,7 +193,9 @@ impl Control {
             | PacketType::Opened
             | PacketType::Reset
             | PacketType::ResetAck
-            | PacketType::Unreachable => Err(WireError::Invalid("control packet type")),
+            | PacketType::Unreachable
+            | PacketType::Bcast
+            | PacketType::BcastAck => Err(WireError::Invalid("control packet type")),
         };
         if result.is_err() {
             self.drop_link(link, Some(CloseReason::BadPacket));

@@ -10,6 +10,7 @@
 //! +--------+------+----------------+
 //! ```
 
+pub mod bcast;
 pub mod beacon;
 pub mod data;
 pub mod datagram;
@@ -53,6 +54,10 @@ pub enum PacketType {
     ResetAck = 0x15,
     /// Routed: a relay could not pass a packet on.
     Unreachable = 0x16,
+    /// Messages to many nodes, one hop.
+    Bcast = 0x20,
+    /// What became of BCASTs, one hop.
+    BcastAck = 0x21,
     /// The link is being closed on purpose, one hop.
     Bye = 0x30,
 }
@@ -71,6 +76,8 @@ impl PacketType {
             0x14 => Self::Reset,
             0x15 => Self::ResetAck,
             0x16 => Self::Unreachable,
+            0x20 => Self::Bcast,
+            0x21 => Self::BcastAck,
             0x30 => Self::Bye,
             _ => return None,
         })

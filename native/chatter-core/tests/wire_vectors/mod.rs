@@ -4,7 +4,11 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use chatter_core::ids::{ChannelIndex, Incarnation, NodeId};
+use chatter_core::wire::bcast::{
+    BCAST_HOPS, Batch, Bcast, BcastAck, Fate, Message, Part, Target, put_message,
+};
 use chatter_core::wire::data::{
     Ack, DropReason, Item, Open, Opened, Reset, ResetReason, Unreachable, fences, item,
     item_header, next_item,
@@ -41,6 +45,8 @@ pub enum Value {
     Hello(Hello),
     Lsp(Lsp),
     Summary(Summary),
+    Bcast(Bcast),
+    BcastAck(BcastAck),
     Bye(ByeReason),
 }
 
@@ -113,6 +119,12 @@ impl Value {
             Self::Hello(hello) => return one_hop(PacketType::Hello, &hello.to_bytes()),
             Self::Lsp(lsp) => return one_hop(PacketType::Lsp, &lsp.encode()),
             Self::Summary(summary) => return summary.packet(),
+            Self::Bcast(Bcast { hop_limit, number, targets, batch }) => {
+                return Bcast::packet(batch, *hop_limit, *number, targets).to_vec();
+            }
+            Self::BcastAck(ack) => {
+                return BcastAck::packets(ack.fate, &ack.numbers).next().unwrap().to_vec();
+            }
             Self::Bye(reason) => return one_hop(PacketType::Bye, &reason.to_bytes()),
         };
         header.packet(kind, &content)
@@ -134,6 +146,8 @@ impl Value {
             PacketType::Hello => return Ok(Self::Hello(Hello::decode(body)?)),
             PacketType::Lsp => return Ok(Self::Lsp(Lsp::decode(body)?)),
             PacketType::Summary => return Ok(Self::Summary(Summary::decode(body)?)),
+            PacketType::Bcast => return Ok(Self::Bcast(Bcast::decode(body)?)),
+            PacketType::BcastAck => return Ok(Self::BcastAck(BcastAck::decode(body)?)),
             PacketType::Bye => return Ok(Self::Bye(ByeReason::decode(body)?)),
             _ => {}
         }
@@ -152,9 +166,12 @@ impl Value {
             PacketType::Reset => Self::Reset(header, Reset::decode(content)?),
             PacketType::ResetAck => Self::ResetAck(header, Reset::decode(content)?),
             PacketType::Unreachable => Self::Unreachable(header, Unreachable::decode(content)?),
-            PacketType::Hello | PacketType::Lsp | PacketType::Summary | PacketType::Bye => {
-                unreachable!()
-            }
+            PacketType::Hello
+            | PacketType::Lsp
+            | PacketType::Summary
+            | PacketType::Bcast
+            | PacketType::BcastAck
+            | PacketType::Bye => unreachable!(),
         })
     }
 }
@@ -222,7 +239,44 @@ pub fn vectors() -> Vec<Vector> {
     let mut all = data_vectors();
     all.extend(channel_vectors());
     all.extend(one_hop_vectors());
+    all.extend(broadcast_vectors());
     all
+}
+
+fn broadcast_vectors() -> Vec<Vector> {
+    let mut messages = Vec::new();
+    let whole = |kind, body| Message { part: Part::Whole, lz4: false, kind, body };
+    put_message(&mut messages, &whole("hello", b"\0ab"));
+    let lz4 = Message { part: Part::First, lz4: true, kind: "big", body: b"xyz" };
+    put_message(&mut messages, &lz4);
+    let target = |id, prev, direct| Target { id, life: 0x6f70, direct, prev };
+    vec![
+        Vector {
+            name: "bcast",
+            hex: "000062 20 00 40 0002 0000000000000007
+                a1a2a3a4a5a6a7a8 00062b3c4d5e6f70 0000000000000009 0000000000000008
+                a1a2a3a4a5a6a7a8 6f70 00
+                b1b2b3b4b5b6b7b8 6f70 03 0000000000000003
+                00 05 68656c6c6f 000003 006162
+                05 03 626967 000003 78797a",
+            value: Value::Bcast(Bcast {
+                hop_limit: BCAST_HOPS,
+                number: 7,
+                targets: vec![target(A, 8, false), target(B, 3, true)],
+                batch: Batch {
+                    origin: A,
+                    incarnation: A_LIFE,
+                    first: 9,
+                    messages: Bytes::from(messages),
+                },
+            }),
+        },
+        Vector {
+            name: "bcast-ack",
+            hex: "000011 21 01 0000000000000007 0000000000000008",
+            value: Value::BcastAck(BcastAck { fate: Fate::Busy, numbers: vec![7, 8] }),
+        },
+    ]
 }
 
 fn data_vectors() -> Vec<Vector> {

@@ -72,6 +72,7 @@ pub fn config(name: &str) -> NetConfig {
         channel_queue: 1 << 20,
         flow_quota: 256 << 10,
         flows: true,
+        broadcast: Default::default(),
         max_half_open: 16,
         max_links: 64,
         handshake_timeout: Duration::from_secs(5),

@@ -1,0 +1,377 @@
+%% SPDX-License-Identifier: Apache-2.0
+%% @doc Messages to many nodes, the side of Erlang: what is sent becomes bytes in the process that
+%% sends; what arrives is decoded here, handed to the handler of its type and to subscribers.
+%%
+%% Handlers and subscriptions are in a table of `chatter_dist_sup', so a crash of this process ends
+%% none of them.
+-module(chatter_broadcast).
+-behaviour(gen_server).
+
+-export([new/0, start_link/0, own/0, send/3, resolve/1, add_handler/1, remove_handler/1,
+         subscribe/2, unsubscribe/1, figures/0]).
+-export([encode/1, decode/2]).
+-export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
+
+-export_type([net_id/0, target/0, targets/0, handler/0]).
+
+-type net_id() :: {net_id, inet:ip_address(), inet:port_number()}.
+%% A node by an address at which it takes links.
+
+-type target() :: node() | net_id().
+
+-type targets() :: all | {group, term()} | [target()].
+
+-type handler() :: #{type := atom(),
+                     extract_netids => fun((tuple()) -> [net_id()]),
+                     encode_with => fun((tuple(), #{net_id() => non_neg_integer()}) -> binary()),
+                     decode_with => fun((binary(), #{non_neg_integer() => net_id()}) ->
+                                               {tuple(), binary()}),
+                     dispatch => fun((tuple()) -> {ok, tuple()} | term())}.
+%% What is done with messages of a type. `dispatch' may return a changed message of the type: it
+%% travels on to the nodes behind this one.
+
+%% Rows: {{handler, TypeText}, Handler}, {{subscriber, TypeText, Pid}, Type, Credit},
+%% {{count, Key}, N}.
+-define(TABLE, ?MODULE).
+
+%% A message that is longer is encoded and sent on a dirty scheduler.
+-define(LARGE, 65536).
+
+%% While too much is under way, the sender tries again so often.
+-define(RETRY_MS, 1).
+
+-define(MAX_TYPE, 255).
+-define(MAX_NETIDS, 4096).
+
+%% How long the control plane may take to answer.
+-define(ANSWER_MS, 5000).
+
+%% ===== for chatter and chatter_dist_sup =====
+
+%% @doc Makes the table, which is the caller's.
+-spec new() -> ok.
+new() ->
+    ?TABLE = ets:new(?TABLE, [named_table, public, ordered_set, {read_concurrency, true}]),
+    ok.
+
+%% @doc Starts the process.
+-spec start_link() -> {ok, pid()} | {error, term()} | ignore.
+start_link() ->
+    gen_server:start_link({local, ?MODULE}, ?MODULE, [], []).
+
+%% @doc A native node has been started: this process takes what comes.
+-spec own() -> ok.
+own() ->
+    gen_server:cast(?MODULE, own).
+
+%% @doc Sends a message; see `chatter:broadcast/3'.
+-spec send(targets(), tuple(), #{timeout => timeout()} | [{timeout, timeout()}]) ->
+          ok | {error, not_started | too_large | timeout | no_group}.
+send(Targets, Msg, Opts) when is_list(Opts) ->
+    send(Targets, Msg, maps:from_list(Opts));
+send(Targets, Msg, Opts) when tuple_size(Msg) > 1, is_atom(element(1, Msg)), is_map(Opts) ->
+    [] = maps:keys(Opts) -- [timeout],
+    case resolve(Targets) of
+        {error, _} = Error -> Error;
+        To ->
+            Type = atom_to_binary(element(1, Msg)),
+            Body = encode(Msg),
+            Send = if byte_size(Body) > ?LARGE -> fun chatter_nif:broadcast_send_large/3;
+                      true -> fun chatter_nif:broadcast_send/3
+                   end,
+            Until = case maps:get(timeout, Opts, infinity) of
+                        infinity -> infinity;
+                        Ms -> erlang:monotonic_time(millisecond) + Ms
+                    end,
+            send(Send, To, Type, Body, Until)
+    end.
+
+send(Send, To, Type, Body, Until) ->
+    case Send(To, Type, Body) of
+        full ->
+            case Until =/= infinity andalso erlang:monotonic_time(millisecond) >= Until of
+                true -> {error, timeout};
+                false ->
+                    receive after ?RETRY_MS -> ok end,
+                    send(Send, To, Type, Body, Until)
+            end;
+        Result -> Result
+    end.
+
+%% @doc The names of those that targets mean. A group is asked of `chatter_group' if that is there.
+-spec resolve(targets()) -> all | [binary()] | {error, no_group | not_started}.
+resolve(all) ->
+    all;
+resolve({group, Name}) ->
+    case code:ensure_loaded(chatter_group) of
+        {module, Group} ->
+            case Group:members(Name, [nodes]) of
+                {error, _} = Error -> Error;
+                Nodes -> resolve(Nodes)
+            end;
+        {error, _} -> {error, no_group}
+    end;
+resolve(Targets) when is_list(Targets) ->
+    case lists:any(fun is_tuple/1, Targets) of
+        false -> [atom_to_binary(Node) || Node <- Targets];
+        true ->
+            Known = net_ids(),
+            lists:append([name(Target, Known) || Target <- Targets])
+    end.
+
+name({net_id, _, _} = Id, Known) -> [Name || #{Id := Name} <- [Known]];
+name(Node, _) -> [atom_to_binary(Node)].
+
+net_ids() ->
+    Ref = make_ref(),
+    Nodes = case chatter_nif:addresses(Ref) of
+                true -> receive {Ref, Answer} -> Answer after ?ANSWER_MS -> [] end;
+                false -> []
+            end,
+    maps:from_list([{{net_id, ip(Ip), Port}, Name}
+                    || {Name, At} <- Nodes, Name =/= <<>>, {Ip, Port} <- At]).
+
+ip(<<A, B, C, D>>) -> {A, B, C, D};
+ip(Ip) -> list_to_tuple([Word || <<Word:16>> <= Ip]).
+
+%% @doc Adds or replaces the handler of a type.
+-spec add_handler(handler()) -> ok | {error, badarg}.
+add_handler(#{type := Type} = Handler) when is_atom(Type) ->
+    Arities = #{extract_netids => 1, encode_with => 2, decode_with => 2, dispatch => 1},
+    Sound = fun(type, _) -> true;
+               (Key, F) -> is_map_key(Key, Arities)
+                               andalso is_function(F, maps:get(Key, Arities))
+            end,
+    case maps:filter(fun(Key, F) -> not Sound(Key, F) end, Handler) of
+        Wrong when map_size(Wrong) =:= 0 ->
+            gen_server:call(?MODULE, {add_handler, type_text(Type), Handler}, infinity);
+        _ -> {error, badarg}
+    end;
+add_handler(_) ->
+    {error, badarg}.
+
+%% @doc Removes the handler of a type.
+-spec remove_handler(atom()) -> ok.
+remove_handler(Type) ->
+    gen_server:call(?MODULE, {remove_handler, type_text(Type)}, infinity).
+
+%% @doc So many more messages of a type for the calling process.
+-spec subscribe(atom(), pos_integer()) -> ok.
+subscribe(Type, Credit) when is_atom(Type), is_integer(Credit), Credit > 0 ->
+    gen_server:call(?MODULE, {subscribe, Type, Credit, self()}, infinity).
+
+%% @doc No more messages of a type for the calling process.
+-spec unsubscribe(atom()) -> ok.
+unsubscribe(Type) when is_atom(Type) ->
+    gen_server:call(?MODULE, {unsubscribe, Type, self()}, infinity).
+
+%% @doc Counts since the start.
+-spec figures() -> #{atom() => non_neg_integer()}.
+figures() ->
+    Zero = maps:from_keys([unknown, undecodable, handler_crashes, subscriber_drops], 0),
+    Own = maps:from_list([{Key, N} || [Key, N] <- ets:match(?TABLE, {{count, '$1'}, '$2'})]),
+    maps:merge(maps:merge(Zero, Own), maps:from_list(chatter_nif:broadcast_figures())).
+
+type_text(Type) ->
+    Text = atom_to_binary(Type),
+    true = byte_size(Text) =< ?MAX_TYPE,
+    Text.
+
+%% ===== bytes; docs/wire-format.md, "Broadcasts" =====
+
+%% @doc The bytes of a message: table of NetIDs, then what the handler makes of it.
+-spec encode(tuple()) -> binary().
+encode(Msg) ->
+    case handler(atom_to_binary(element(1, Msg))) of
+        #{encode_with := Encode} = Handler ->
+            Ids = lists:usort((maps:get(extract_netids, Handler, fun(_) -> [] end))(Msg)),
+            Map = maps:from_list(lists:zip(Ids, lists:seq(0, length(Ids) - 1))),
+            Table = << <<(net_id_bytes(Id))/binary>> || Id <- Ids >>,
+            <<(varint(length(Ids)))/binary, Table/binary, (Encode(Msg, Map))/binary>>;
+        _ -> <<0, (term_to_binary(Msg))/binary>>
+    end.
+
+%% @doc The message again. Fails if the bytes are none of that type.
+-spec decode(binary(), binary()) -> tuple().
+decode(Type, Bytes) ->
+    {N, Rest} = varint_of(Bytes),
+    true = N =< ?MAX_NETIDS,
+    {Map, Body} = net_ids_of(N, 0, Rest, #{}),
+    Msg = case handler(Type) of
+              #{decode_with := Decode} -> element(1, Decode(Body, Map));
+              _ -> binary_to_term(Body, [safe])
+          end,
+    Type = atom_to_binary(element(1, Msg)),
+    Msg.
+
+net_id_bytes({net_id, {A, B, C, D}, Port}) -> <<4, A, B, C, D, Port:16>>;
+net_id_bytes({net_id, Ip, Port}) ->
+    <<6, << <<Word:16>> || Word <- tuple_to_list(Ip) >>/binary, Port:16>>.
+
+net_ids_of(N, N, Rest, Map) -> {Map, Rest};
+net_ids_of(N, I, <<4, Ip:4/binary, Port:16, Rest/binary>>, Map) ->
+    net_ids_of(N, I + 1, Rest, Map#{I => {net_id, ip(Ip), Port}});
+net_ids_of(N, I, <<6, Ip:16/binary, Port:16, Rest/binary>>, Map) ->
+    net_ids_of(N, I + 1, Rest, Map#{I => {net_id, ip(Ip), Port}}).
+
+varint(N) when N < 128 -> <<N>>;
+varint(N) -> <<1:1, N:7, (varint(N bsr 7))/binary>>.
+
+varint_of(<<0:1, N:7, Rest/binary>>) -> {N, Rest};
+varint_of(<<1:1, Low:7, 0:1, High:7, Rest/binary>>) -> {High bsl 7 bor Low, Rest}.
+
+handler(Type) ->
+    case ets:lookup(?TABLE, {handler, Type}) of
+        [{_, Handler}] -> Handler;
+        [] -> none
+    end.
+
+%% ===== gen_server =====
+
+%% @private
+-spec init([]) -> {ok, map()}.
+init([]) ->
+    Pids = lists:usort(lists:append(ets:match(?TABLE, {{subscriber, '_', '$1'}, '_', '_'}))),
+    ok = take_over(),
+    self() ! {chatter_broadcasts},
+    {ok, maps:from_list([{Pid, monitor(process, Pid)} || Pid <- Pids])}.
+
+%% @private
+-spec handle_call(term(), gen_server:from(), map()) -> {reply, ok, map()}.
+handle_call({add_handler, Type, Handler}, _From, State) ->
+    true = ets:insert(?TABLE, {{handler, Type}, Handler}),
+    ok = tell_handled(),
+    {reply, ok, State};
+handle_call({remove_handler, Type}, _From, State) ->
+    true = ets:delete(?TABLE, {handler, Type}),
+    ok = tell_handled(),
+    {reply, ok, State};
+handle_call({subscribe, Type, More, Pid}, _From, State) ->
+    Key = {subscriber, type_text(Type), Pid},
+    Credit = case ets:lookup(?TABLE, Key) of
+                 [{_, _, Left}] -> Left + More;
+                 [] -> More
+             end,
+    true = ets:insert(?TABLE, {Key, Type, Credit}),
+    Monitored = case State of
+                    #{Pid := _} -> State;
+                    #{} -> State#{Pid => monitor(process, Pid)}
+                end,
+    {reply, ok, Monitored};
+handle_call({unsubscribe, Type, Pid}, _From, State) ->
+    true = ets:delete(?TABLE, {subscriber, type_text(Type), Pid}),
+    case ets:match(?TABLE, {{subscriber, '_', Pid}, '_', '_'}, 1) of
+        '$end_of_table' -> {reply, ok, forget(Pid, State)};
+        _ -> {reply, ok, State}
+    end.
+
+%% @private
+-spec handle_cast(term(), map()) -> {noreply, map()}.
+handle_cast(own, State) ->
+    %% The native node was started, or started again.
+    ok = take_over(),
+    self() ! {chatter_broadcasts},
+    {noreply, State}.
+
+%% @private
+-spec handle_info(term(), map()) -> {noreply, map()}.
+handle_info({chatter_broadcasts}, State) ->
+    Messages = case chatter_nif:broadcast_fetch() of
+                   {Some, idle} -> Some;
+                   {Some, more} -> self() ! {chatter_broadcasts}, Some;
+                   {[], large} ->
+                       {Some, _} = chatter_nif:broadcast_fetch_large(),
+                       self() ! {chatter_broadcasts},
+                       Some
+               end,
+    lists:foreach(fun deliver/1, Messages),
+    {noreply, State};
+handle_info({'DOWN', _, process, Pid, _}, State) ->
+    true = ets:match_delete(?TABLE, {{subscriber, '_', Pid}, '_', '_'}),
+    {noreply, maps:remove(Pid, State)};
+handle_info(_, State) ->
+    {noreply, State}.
+
+forget(Pid, State) ->
+    case maps:take(Pid, State) of
+        {Ref, Rest} -> demonitor(Ref, [flush]), Rest;
+        error -> State
+    end.
+
+take_over() ->
+    ok = chatter_nif:broadcast_owner(self()),
+    tell_handled().
+
+tell_handled() ->
+    Handlers = ets:match(?TABLE, {{handler, '$1'}, '$2'}),
+    chatter_nif:broadcast_handled([Type || [Type, #{dispatch := _}] <- Handlers]).
+
+%% ===== one message =====
+
+deliver({Origin, Type, Bytes, Ticket}) ->
+    Subscribers = ets:match(?TABLE, {{subscriber, Type, '$1'}, '$2', '$3'}),
+    Handler = handler(Type),
+    case {Subscribers, Handler} of
+        {[], none} ->
+            count(unknown),
+            done(Ticket, unchanged);
+        _ ->
+            try decode(Type, Bytes) of
+                Msg ->
+                    done(Ticket, dispatch(Handler, Type, Msg)),
+                    From = node_of(Origin),
+                    lists:foreach(fun([Pid, Atom, Credit]) ->
+                                          give(Pid, Type, Atom, Credit, From, Msg)
+                                  end, Subscribers)
+            catch
+                _:_ ->
+                    count(undecodable),
+                    done(Ticket, unchanged)
+            end
+    end.
+
+done(none, _) -> ok;
+done({Ticket, Seq}, unchanged) -> chatter_nif:broadcast_dispatched(Ticket, Seq, unchanged);
+done({Ticket, Seq}, {changed, Msg}) ->
+    Body = try encode(Msg) catch _:_ -> count(handler_crashes), unchanged end,
+    chatter_nif:broadcast_dispatched(Ticket, Seq, Body).
+
+dispatch(#{dispatch := Dispatch}, Type, Msg) ->
+    try Dispatch(Msg) of
+        {ok, Msg} -> unchanged;
+        {ok, Changed} when is_tuple(Changed), tuple_size(Changed) > 1 ->
+            case element(1, Changed) =:= element(1, Msg) of
+                true -> {changed, Changed};
+                false -> unchanged
+            end;
+        _ -> unchanged
+    catch
+        Class:Reason:Stack ->
+            count(handler_crashes),
+            logger:error("chatter: the handler of broadcasts of type ~ts failed: ~p",
+                         [Type, {Class, Reason, Stack}]),
+            unchanged
+    end;
+dispatch(_, _, _) ->
+    unchanged.
+
+give(_Pid, _Type, _Atom, 0, _From, _Msg) ->
+    count(subscriber_drops);
+give(Pid, Type, Atom, Credit, From, Msg) ->
+    Pid ! {chatter_broadcast, From, Msg},
+    true = ets:update_element(?TABLE, {subscriber, Type, Pid}, {3, Credit - 1}),
+    case Credit of
+        1 -> Pid ! {chatter_broadcast_passive, Atom}, ok;
+        _ -> ok
+    end.
+
+%% A node without a name is shown by its id.
+node_of(Origin) ->
+    case binary:match(Origin, <<"@">>) of
+        nomatch -> Origin;
+        _ -> binary_to_atom(Origin)
+    end.
+
+count(Key) ->
+    _ = ets:update_counter(?TABLE, {count, Key}, 1, {{count, Key}, 0}),
+    ok.

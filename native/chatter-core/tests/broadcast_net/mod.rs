@@ -1,0 +1,362 @@
+//! Nodes that broadcast, over links that take time and break, in virtual time. Every node learns of a
+//! change of the network at a time of its own, so tables disagree for a while.
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use chatter_core::broadcast::payload::Packed;
+use chatter_core::broadcast::{Broadcast, BroadcastConfig, SendError, Targets};
+use chatter_core::ids::{Incarnation, LinkId, NodeId};
+use chatter_core::lsdb::{Lsdb, LsdbLimits};
+use chatter_core::routes::ForwardingTable;
+use chatter_core::wire::lsp::{Lsp, Neighbour};
+use chatter_core::wire::{PacketType, next_packet};
+use rand::rngs::Xoshiro256PlusPlus;
+use rand::{RngExt, SeedableRng};
+
+pub fn id(at: usize) -> NodeId {
+    // In the order of the places.
+    NodeId((at as u64 + 1) << 8)
+}
+
+pub fn place(id: NodeId) -> usize {
+    (id.0 >> 8) as usize - 1
+}
+
+/// The table of node `me` over these links, each with its number.
+pub fn table(me: usize, links: &BTreeMap<(usize, usize), u32>, lives: &[u64]) -> ForwardingTable {
+    let now = start();
+    let limits =
+        LsdbLimits { max_nodes: 65_536, max_age_s: 3_600, min_age_s: 60, purge_keep_s: 60 };
+    let mut lsdb = Lsdb::new(id(me), Incarnation(lives[me]), limits);
+    let mut around: Vec<Vec<usize>> = vec![Vec::new(); lives.len()];
+    for (a, b) in links.keys() {
+        around[*a].push(*b);
+        around[*b].push(*a);
+    }
+    for (origin, neighbours) in around.iter_mut().enumerate() {
+        neighbours.sort_unstable();
+        let neighbour = |at: &usize| Neighbour {
+            id: id(*at),
+            metric: 10,
+            incarnation: Incarnation(lives[*at]),
+        };
+        let lsp = Lsp {
+            overload: false,
+            purge: false,
+            silent: false,
+            lifetime_s: 3_600,
+            origin: id(origin),
+            incarnation: Incarnation(lives[origin]),
+            seq: 1,
+            name: Arc::from(format!("n{origin}@test")),
+            addresses: Vec::new(),
+            neighbours: neighbours.iter().map(neighbour).collect(),
+        };
+        if origin == me {
+            lsdb.originate(now, lsp);
+        } else {
+            lsdb.install(now, lsp);
+        }
+    }
+    let hop = |at: &usize| {
+        let link = links[&((*at).min(me), (*at).max(me))];
+        (Neighbour { id: id(*at), metric: 10, incarnation: Incarnation(lives[*at]) }, LinkId(link))
+    };
+    let hops: Vec<_> = around[me].iter().map(hop).collect();
+    ForwardingTable::compute(id(me), &hops, &lsdb)
+}
+
+#[expect(clippy::disallowed_methods, reason = "any base of virtual time")]
+pub fn start() -> Instant {
+    use std::sync::OnceLock;
+    static START: OnceLock<Instant> = OnceLock::new();
+    *START.get_or_init(Instant::now)
+}
+
+enum Event {
+    Packet { from: usize, to: usize, link: u32, bytes: Vec<u8> },
+    Table { at: usize, life: u64 },
+    Timer { at: usize, life: u64 },
+}
+
+struct Entry(Duration, u64, Event);
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        (self.0, self.1) == (other.0, other.1)
+    }
+}
+impl Eq for Entry {}
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Entry {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.0, self.1).cmp(&(other.0, other.1))
+    }
+}
+
+pub struct Node {
+    pub core: Broadcast,
+    pub alive: bool,
+    timer: Option<Duration>,
+    /// How many messages it has sent in this life.
+    pub sent: u64,
+}
+
+/// What one life of a receiver got from one life of an origin, in order.
+pub type Log = BTreeMap<(usize, u64), BTreeMap<(usize, u64), Vec<u64>>>;
+
+pub struct World {
+    pub now: Duration,
+    pub nodes: Vec<Node>,
+    pub lives: Vec<u64>,
+    /// Links by their ends, the lower first, with a number that a link never gets again.
+    pub links: BTreeMap<(usize, usize), u32>,
+    pub log: Log,
+    /// When the last delivery was.
+    pub last: Duration,
+    /// BCAST packets sent over each pair of ends.
+    pub carried: BTreeMap<(usize, usize), u64>,
+    pub rng: Xoshiro256PlusPlus,
+    /// How late nodes learn of changes, at most.
+    pub lag: Duration,
+    config: BroadcastConfig,
+    next_link: u32,
+    heap: BinaryHeap<Reverse<Entry>>,
+    count: u64,
+}
+
+pub const HOP: Duration = Duration::from_micros(200);
+
+impl World {
+    pub fn new(nodes: usize, edges: &[(usize, usize)], seed: u64) -> Self {
+        Self::with_config(nodes, edges, seed, BroadcastConfig::default())
+    }
+
+    pub fn with_config(
+        nodes: usize,
+        edges: &[(usize, usize)],
+        seed: u64,
+        config: BroadcastConfig,
+    ) -> Self {
+        let lives = vec![1_000_000; nodes];
+        let node = |at: usize| Node {
+            core: Broadcast::new(config, id(at), Incarnation(lives[at])),
+            alive: true,
+            timer: None,
+            sent: 0,
+        };
+        let mut world = Self {
+            now: Duration::ZERO,
+            nodes: (0..nodes).map(node).collect(),
+            lives,
+            links: BTreeMap::new(),
+            log: BTreeMap::new(),
+            last: Duration::ZERO,
+            carried: BTreeMap::new(),
+            rng: Xoshiro256PlusPlus::seed_from_u64(seed),
+            lag: Duration::from_millis(50),
+            config,
+            next_link: 0,
+            heap: BinaryHeap::new(),
+            count: 0,
+        };
+        for (a, b) in edges {
+            world.link(*a, *b);
+        }
+        for at in 0..nodes {
+            world.set_table(at);
+        }
+        world.heap.clear();
+        world
+    }
+
+    pub fn instant(&self) -> Instant {
+        start() + self.now
+    }
+
+    fn push(&mut self, at: Duration, event: Event) {
+        self.count += 1;
+        self.heap.push(Reverse(Entry(at, self.count, event)));
+    }
+
+    pub fn link(&mut self, a: usize, b: usize) {
+        self.next_link += 1;
+        self.links.insert((a.min(b), a.max(b)), self.next_link);
+        self.changed();
+    }
+
+    pub fn cut(&mut self, a: usize, b: usize) {
+        self.links.remove(&(a.min(b), a.max(b)));
+        self.changed();
+    }
+
+    pub fn kill(&mut self, at: usize) {
+        self.nodes[at].alive = false;
+        self.links.retain(|(a, b), _| *a != at && *b != at);
+        self.changed();
+    }
+
+    /// A new life, without links yet.
+    pub fn restart(&mut self, at: usize) {
+        self.lives[at] = 1_000_000 + self.now.as_micros() as u64 + 1;
+        let core = Broadcast::new(self.config, id(at), Incarnation(self.lives[at]));
+        self.nodes[at] = Node { core, alive: true, timer: None, sent: 0 };
+    }
+
+    /// All learn of what has changed, each at its own time.
+    fn changed(&mut self) {
+        for at in 0..self.nodes.len() {
+            let lag = self.rng.random_range(0..=self.lag.as_micros() as u64);
+            let life = self.lives[at];
+            self.push(self.now + Duration::from_micros(lag), Event::Table { at, life });
+        }
+    }
+
+    fn set_table(&mut self, at: usize) {
+        if self.nodes[at].alive {
+            let table = table(at, &self.links, &self.lives);
+            let now = self.instant();
+            self.nodes[at].core.set_table(now, Arc::new(table));
+            self.carry_out(at);
+        }
+    }
+
+    /// Sends the next number to nodes, with so many bytes behind it. `false`: too much is under way.
+    pub fn send(&mut self, from: usize, targets: &Targets, pad: usize) -> bool {
+        let now = self.instant();
+        let node = &mut self.nodes[from];
+        let mut body = (node.sent + 1).to_be_bytes().to_vec();
+        body.resize(8 + pad, 0x5a);
+        let packed = Packed { body: Bytes::from(body), lz4: false };
+        match node.core.send(now, targets, "t", &packed) {
+            Ok(()) => node.sent += 1,
+            Err(SendError::Full) => return false,
+            Err(error) => panic!("{error}"),
+        }
+        self.carry_out(from);
+        true
+    }
+
+    pub fn carry_out(&mut self, at: usize) {
+        let now = self.instant();
+        while let Some(delivery) = self.nodes[at].core.poll_delivery() {
+            let origin = place(delivery.origin);
+            let number = u64::from_be_bytes(*delivery.body.first_chunk().unwrap());
+            let receiver = (at, self.lives[at]);
+            let life = self.lives[origin];
+            let log = self.log.entry(receiver).or_default();
+            log.entry((origin, life)).or_default().push(number);
+            self.last = self.now;
+        }
+        self.nodes[at].core.end_deliveries(now);
+        while let Some((to, packet)) = self.nodes[at].core.poll_transmit() {
+            let to = place(to);
+            let Some(link) = self.links.get(&(at.min(to), at.max(to))).copied() else { continue };
+            let bytes = packet.to_vec();
+            if bytes[3] == PacketType::Bcast as u8 {
+                *self.carried.entry((at, to)).or_default() += 1;
+            }
+            self.push(self.now + HOP, Event::Packet { from: at, to, link, bytes });
+        }
+        let next = self.nodes[at].core.poll_timeout();
+        if let Some(next) = next.map(|next| next - start()) {
+            let sooner = self.nodes[at].timer.is_none_or(|timer| next < timer);
+            if sooner {
+                self.nodes[at].timer = Some(next);
+                let life = self.lives[at];
+                self.push(next.max(self.now), Event::Timer { at, life });
+            }
+        }
+    }
+
+    /// Lets time pass.
+    pub fn run(&mut self, time: Duration) {
+        let until = self.now + time;
+        while self.heap.peek().is_some_and(|Reverse(entry)| entry.0 <= until) {
+            let Some(Reverse(Entry(when, _, event))) = self.heap.pop() else { break };
+            self.now = when;
+            match event {
+                Event::Packet { from, to, link, bytes } => {
+                    let same = self.links.get(&(from.min(to), from.max(to))) == Some(&link);
+                    if !same || !self.nodes[to].alive {
+                        continue;
+                    }
+                    let packet = next_packet(&mut &bytes[..]).unwrap().unwrap();
+                    let now = self.instant();
+                    let core = &mut self.nodes[to].core;
+                    core.handle_packet(now, id(from), packet.kind, packet.body).unwrap();
+                    self.carry_out(to);
+                }
+                Event::Table { at, life } if self.lives[at] == life => self.set_table(at),
+                Event::Timer { at, life } if self.lives[at] == life && self.nodes[at].alive => {
+                    self.nodes[at].timer = None;
+                    let now = self.instant();
+                    self.nodes[at].core.handle_timeout(now);
+                    self.carry_out(at);
+                }
+                Event::Table { .. } | Event::Timer { .. } => {}
+            }
+        }
+        self.now = until;
+    }
+
+    /// Whether the living are connected.
+    pub fn is_connected(&self) -> bool {
+        let alive: Vec<usize> = (0..self.nodes.len()).filter(|at| self.nodes[*at].alive).collect();
+        let Some(first) = alive.first() else { return true };
+        let mut around: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (a, b) in self.links.keys() {
+            around.entry(*a).or_default().push(*b);
+            around.entry(*b).or_default().push(*a);
+        }
+        let (mut seen, mut next) = (BTreeSet::from([*first]), vec![*first]);
+        while let Some(at) = next.pop() {
+            for other in around.get(&at).into_iter().flatten() {
+                if seen.insert(*other) {
+                    next.push(*other);
+                }
+            }
+        }
+        seen.len() == alive.len()
+    }
+
+    /// What a living node got from the present life of another.
+    pub fn got(&self, at: usize, origin: usize) -> &[u64] {
+        let log = self.log.get(&(at, self.lives[at]));
+        log.and_then(|log| log.get(&(origin, self.lives[origin]))).map_or(&[], Vec::as_slice)
+    }
+
+    /// BCAST packets sent so far.
+    pub fn packets(&self) -> u64 {
+        self.carried.values().sum()
+    }
+}
+
+/// A connected graph: a ring in random order, and chords.
+pub fn graph(nodes: usize, chords: usize, rng: &mut Xoshiro256PlusPlus) -> Vec<(usize, usize)> {
+    let mut edges = BTreeSet::new();
+    for at in 0..nodes {
+        let next = (at + 1) % nodes;
+        edges.insert((at.min(next), at.max(next)));
+    }
+    for _ in 0..chords {
+        let (a, b) = (rng.random_range(0..nodes), rng.random_range(0..nodes));
+        if a != b {
+            edges.insert((a.min(b), a.max(b)));
+        }
+    }
+    edges.into_iter().collect()
+}
+
+pub fn mesh(nodes: usize) -> Vec<(usize, usize)> {
+    (0..nodes).flat_map(|a| (0..a).map(move |b| (b, a))).collect()
+}

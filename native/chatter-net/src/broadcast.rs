@@ -1,0 +1,189 @@
+//! Carries out what [`chatter_core::broadcast`] decides: one machine under a short lock, driven by
+//! whoever has something for it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use chatter_core::broadcast::payload::Packed;
+use chatter_core::broadcast::{
+    Broadcast, BroadcastConfig, BroadcastStats, Delivery, SendError, Targets,
+};
+use chatter_core::ids::{Incarnation, NodeId};
+use chatter_core::routes::ForwardingTable;
+use chatter_core::wire::PacketType;
+use chatter_core::wire::packet::Packet;
+use chatter_core::wire::reader::WireError;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::sleep_until;
+
+use crate::link::{INLINE_BUDGET, Link};
+use crate::node::Node;
+
+/// The queue of broadcasts on each link: no channel has this index.
+const QUEUE: u32 = 0;
+
+struct State {
+    core: Broadcast,
+    /// When the task comes by next.
+    armed: Option<Instant>,
+    /// The user knows that there are messages.
+    told: bool,
+}
+
+/// The broadcasts of a node.
+pub(crate) struct Broadcasts {
+    state: Mutex<State>,
+    wake: Notify,
+}
+
+/// Who drives the machine: the user must not be told on a thread of its own.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Thread {
+    Runtime,
+    User,
+}
+
+impl Broadcasts {
+    pub(crate) fn new(config: BroadcastConfig, me: NodeId, life: Incarnation) -> Self {
+        let core = Broadcast::new(config, me, life);
+        Self { state: Mutex::new(State { core, armed: None, told: false }), wake: Notify::new() }
+    }
+}
+
+impl Node {
+    /// Sends a message to many nodes; see [`Broadcast::send`].
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    pub fn broadcast(&self, targets: &Targets, kind: &str, body: &Packed) -> Result<(), SendError> {
+        self.drive(Thread::User, |core, now| core.send(now, targets, kind, body))
+    }
+
+    /// The next messages, up to so many bytes and messages, but at least one; and whether there may be
+    /// more. If not, [`crate::host::Host::broadcasts`] tells when there are.
+    pub fn take_broadcasts(&self, bytes: usize, count: usize) -> (Vec<Delivery>, bool) {
+        let mut taken = Vec::new();
+        let mut more = false;
+        self.drive_state(Thread::User, |state, now| {
+            let mut len = 0;
+            while len < bytes && taken.len() < count {
+                let Some(delivery) = state.core.poll_delivery() else { break };
+                len += delivery.body.len();
+                taken.push(delivery);
+            }
+            more = state.core.has_delivery();
+            state.told = more;
+            state.core.end_deliveries(now);
+        });
+        (taken, more)
+    }
+
+    /// The length of the next message; 0 if there is none.
+    pub fn next_broadcast_len(&self) -> usize {
+        self.broadcasts.state.lock().core.next_delivery_len()
+    }
+
+    /// The types of which the user may change messages.
+    pub fn set_broadcast_handled(&self, kinds: Vec<String>) {
+        self.broadcasts.state.lock().core.set_handled(kinds);
+    }
+
+    /// What the user has made of a message; see [`Broadcast::dispatched`].
+    pub fn broadcast_dispatched(&self, ticket: u64, seq: u64, changed: Option<Packed>) {
+        self.drive(Thread::User, |core, now| core.dispatched(now, ticket, seq, changed));
+    }
+
+    /// Figures; and own bytes under way, and all bytes kept.
+    pub fn broadcast_figures(&self) -> (BroadcastStats, (usize, usize)) {
+        let state = self.broadcasts.state.lock();
+        (state.core.stats(), state.core.bytes())
+    }
+
+    pub(crate) fn handle_broadcast(
+        &self,
+        from: NodeId,
+        kind: PacketType,
+        body: &[u8],
+    ) -> Result<(), WireError> {
+        self.drive(Thread::Runtime, |core, now| core.handle_packet(now, from, kind, body))
+    }
+
+    pub(crate) fn broadcast_table(&self, table: Arc<ForwardingTable>) {
+        self.drive(Thread::Runtime, |core, now| core.set_table(now, table));
+    }
+
+    pub(crate) fn broadcast_life(&self, life: Incarnation) {
+        self.broadcasts.state.lock().core.begin_life(life);
+    }
+
+    fn drive<T>(&self, thread: Thread, f: impl FnOnce(&mut Broadcast, Instant) -> T) -> T {
+        self.drive_state(thread, |state, now| f(&mut state.core, now))
+    }
+
+    fn drive_state<T>(&self, thread: Thread, f: impl FnOnce(&mut State, Instant) -> T) -> T {
+        let now = Instant::now();
+        let mut packets: Vec<(NodeId, Packet)> = Vec::new();
+        let (result, mut tell) = {
+            let mut state = self.broadcasts.state.lock();
+            let result = f(&mut state, now);
+            while let Some(next) = state.core.poll_transmit() {
+                packets.push(next);
+            }
+            let tell = !state.told && state.core.has_delivery();
+            if tell && thread == Thread::Runtime {
+                state.told = true;
+            }
+            let next = state.core.poll_timeout();
+            let sooner = next.is_some_and(|at| state.armed.is_none_or(|armed| at < armed));
+            if sooner {
+                state.armed = next;
+            }
+            if sooner || (tell && thread == Thread::User) {
+                self.broadcasts.wake.notify_one();
+            }
+            (result, tell)
+        };
+        self.send_broadcasts(packets);
+        tell &= thread == Thread::Runtime;
+        if tell {
+            self.host.broadcasts();
+        }
+        result
+    }
+
+    fn send_broadcasts(&self, packets: Vec<(NodeId, Packet)>) {
+        let mut links: Vec<Arc<Link>> = Vec::new();
+        for (to, packet) in packets {
+            // A link that is gone by now: the next table has it planned anew.
+            let Some(link) = self.direct_link(to) else { continue };
+            let acknowledgement = packet.head.get(3) == Some(&(PacketType::BcastAck as u8));
+            if acknowledgement {
+                link.queue_control(packet);
+            } else {
+                link.queue_own(QUEUE, std::iter::once(packet));
+            }
+            if !links.iter().any(|known| known.id == link.id) {
+                links.push(link);
+            }
+        }
+        links.iter().for_each(|link| link.flush(INLINE_BUDGET));
+    }
+}
+
+/// The task for what has to be done at a time.
+pub(crate) async fn run(node: Arc<Node>) {
+    loop {
+        let at = {
+            let mut state = node.broadcasts.state.lock();
+            state.armed = state.core.poll_timeout();
+            state.armed
+        };
+        let wait = at.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+        tokio::select! {
+            () = node.broadcasts.wake.notified() => {}
+            () = sleep_until(wait.into()) => {}
+        }
+        node.drive(Thread::Runtime, |core, now| core.handle_timeout(now));
+    }
+}

@@ -1,0 +1,193 @@
+//! Messages to many nodes: the calls of `chatter_broadcast` and of those who send.
+
+use bytes::Bytes;
+use chatter_core::broadcast::payload::{Packed, pack};
+use chatter_core::broadcast::{Delivery, SendError, Targets};
+use chatter_core::ids::NodeId;
+use chatter_net::node::Node;
+use rustler::{Atom, Binary, Encoder, Env, LocalPid, NifResult, Reference, Term};
+
+use crate::atoms;
+use crate::host::bin;
+use crate::info::ask;
+use crate::node::{current, set_broadcaster};
+use crate::pinned;
+
+/// Bytes and messages that one call of `broadcast_fetch` gives: well below a millisecond.
+const FETCH_BYTES: usize = 256 * 1024;
+const FETCH_COUNT: usize = 256;
+
+/// Longer messages are for `broadcast_fetch_large`, on a dirty scheduler.
+const LARGE: usize = 64 * 1024;
+
+/// `broadcast_send(all | [Name], Type, Body) -> ok | full | {error, too_large | not_started}`, for bodies
+/// up to 64 KiB.
+#[rustler::nif]
+fn broadcast_send<'a>(
+    env: Env<'a>,
+    targets: Term<'a>,
+    kind: &str,
+    body: Binary<'a>,
+) -> NifResult<Term<'a>> {
+    send(env, targets, kind, &body)
+}
+
+/// The same for larger ones.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn broadcast_send_large<'a>(
+    env: Env<'a>,
+    targets: Term<'a>,
+    kind: &str,
+    body: Binary<'a>,
+) -> NifResult<Term<'a>> {
+    send(env, targets, kind, &body)
+}
+
+fn send<'a>(env: Env<'a>, targets: Term<'a>, kind: &str, body: &Binary<'a>) -> NifResult<Term<'a>> {
+    let Some(node) = current() else { return Ok(env.error_tuple(atoms::not_started())) };
+    let targets = if targets.is_atom() {
+        Targets::All
+    } else {
+        let names: Vec<&str> = targets.decode()?;
+        Targets::Nodes(names.iter().map(|name| id_of(&node, name)).collect())
+    };
+    Ok(match node.broadcast(&targets, kind, &pack(pinned::bytes(body))) {
+        Ok(()) => atoms::ok().encode(env),
+        Err(SendError::Full) => atoms::full().encode(env),
+        Err(SendError::TooLarge) => env.error_tuple(atoms::too_large()),
+    })
+}
+
+fn id_of(node: &Node, name: &str) -> NodeId {
+    if name == node.me.name {
+        return node.me.id;
+    }
+    node.id_of(name).unwrap_or_else(|| NodeId::for_name(name))
+}
+
+/// `broadcast_fetch() -> {[{Origin, Type, Body, none | {Ticket, Seq}}], more | large | idle}`; after
+/// `idle` the owner gets `chatter_broadcasts` when there are some.
+#[rustler::nif]
+fn broadcast_fetch(env: Env) -> Term {
+    let Some(node) = current() else { return nothing(env) };
+    if node.next_broadcast_len() > LARGE {
+        return (Vec::<Term>::new(), atoms::large()).encode(env);
+    }
+    // Of several small ones before a large one, all are taken with it: at most one is large.
+    fetch(env, &node, LARGE)
+}
+
+/// The same when the next one is large.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn broadcast_fetch_large(env: Env) -> Term {
+    current().map_or_else(|| nothing(env), |node| fetch(env, &node, FETCH_BYTES))
+}
+
+fn nothing(env: Env) -> Term {
+    (Vec::<Term>::new(), atoms::idle()).encode(env)
+}
+
+fn fetch<'a>(env: Env<'a>, node: &Node, bytes: usize) -> Term<'a> {
+    let (taken, more) = node.take_broadcasts(bytes, FETCH_COUNT);
+    let table = node.table();
+    let message = |delivery: &Delivery| {
+        let origin = if delivery.origin == node.me.id {
+            bin(env, &node.me.name)
+        } else {
+            match table.route(delivery.origin).filter(|route| !route.name.is_empty()) {
+                Some(route) => bin(env, &route.name),
+                None => bin(env, &delivery.origin.to_string()),
+            }
+        };
+        let ticket = match delivery.ticket {
+            Some(ticket) => (ticket, delivery.seq).encode(env),
+            None => atoms::none().encode(env),
+        };
+        let body: Term = rustler::NewBinary::from_slice(env, &delivery.body).into();
+        (origin, bin(env, &delivery.kind), body, ticket).encode(env)
+    };
+    let messages: Vec<Term> = taken.iter().map(message).collect();
+    (messages, if more { atoms::more() } else { atoms::idle() }).encode(env)
+}
+
+/// `broadcast_dispatched(Ticket, Seq, unchanged | Body) -> ok`: what travels on in place of a message.
+#[rustler::nif]
+fn broadcast_dispatched(ticket: u64, seq: u64, body: Term) -> NifResult<Atom> {
+    let changed: Option<Packed> = if body.is_atom() {
+        None
+    } else {
+        let body: Binary = body.decode()?;
+        Some(pack(Bytes::copy_from_slice(body.as_slice())))
+    };
+    if let Some(node) = current() {
+        node.broadcast_dispatched(ticket, seq, changed);
+    }
+    Ok(atoms::ok())
+}
+
+/// `broadcast_handled([Type]) -> ok`: messages of these types go on only after `broadcast_dispatched`.
+#[rustler::nif]
+fn broadcast_handled(kinds: Vec<String>) -> Atom {
+    if let Some(node) = current() {
+        node.set_broadcast_handled(kinds);
+    }
+    atoms::ok()
+}
+
+/// `broadcast_owner(Pid) -> ok`: who fetches.
+#[rustler::nif]
+fn broadcast_owner(pid: LocalPid) -> Atom {
+    set_broadcaster(pid);
+    atoms::ok()
+}
+
+/// `broadcast_figures() -> [{Key, Count}]`.
+#[rustler::nif]
+fn broadcast_figures() -> Vec<(Atom, u64)> {
+    let Some(node) = current() else { return Vec::new() };
+    let (stats, (own, kept)) = node.broadcast_figures();
+    vec![
+        (atoms::sent(), stats.sent),
+        (atoms::tree_packets(), stats.tree_packets),
+        (atoms::packets_in(), stats.packets_in),
+        (atoms::delivered(), stats.delivered),
+        (atoms::duplicates(), stats.duplicates),
+        (atoms::replanned(), stats.replanned),
+        (atoms::busy(), stats.busy),
+        (atoms::unreachable(), stats.unreachable),
+        (atoms::lost(), stats.lost),
+        (atoms::gaps(), stats.gaps),
+        (atoms::damaged(), stats.damaged),
+        (atoms::own_bytes(), own as u64),
+        (atoms::kept_bytes(), kept as u64),
+    ]
+}
+
+/// `addresses(Ref) -> boolean()`: whether `{Ref, [{Name, [{Ip, Port}]}]}` will come: where nodes say they
+/// can be dialled.
+#[rustler::nif]
+fn addresses<'a>(env: Env<'a>, reference: Reference<'a>) -> bool {
+    ask(env, reference, |env, _node, control, _now| {
+        let topology = control.topology();
+        let nodes: Vec<Term> = topology
+            .nodes
+            .values()
+            .map(|node| {
+                let at: Vec<Term> = node
+                    .addresses
+                    .iter()
+                    .map(|at| (bin_bytes(env, at.ip()), at.port()).encode(env))
+                    .collect();
+                (bin(env, &node.name), at).encode(env)
+            })
+            .collect();
+        nodes.encode(env)
+    })
+}
+
+fn bin_bytes(env: Env, ip: std::net::IpAddr) -> Term {
+    match ip {
+        std::net::IpAddr::V4(ip) => rustler::NewBinary::from_slice(env, &ip.octets()).into(),
+        std::net::IpAddr::V6(ip) => rustler::NewBinary::from_slice(env, &ip.octets()).into(),
+    }
+}

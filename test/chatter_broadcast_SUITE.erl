@@ -1,0 +1,319 @@
+%% Messages to many nodes, over real ones.
+-module(chatter_broadcast_SUITE).
+-behaviour(ct_suite).
+
+-include_lib("stdlib/include/assert.hrl").
+
+-compile(export_all).
+-compile(nowarn_export_all).
+
+-import(chatter_work, [on/2, start/2]).
+-import(chatter_cluster, [wait_until/2]).
+
+-define(TIMEOUT_MS, 20000).
+
+suite() -> [{timetrap, {seconds, 90}}].
+
+all() ->
+    [api, net_ids, line, star, mesh, changed_on_the_way, subscriber_credit, unknown_type,
+     bad_handler, undecodable, large, killed_delegate, late_joiner, crash_of_the_process,
+     not_started].
+
+init_per_suite(Config) ->
+    case filelib:is_regular(chatter_cluster:native_lib()) of
+        true -> Config;
+        false -> {fail, {not_built, chatter_cluster:native_lib()}}
+    end.
+
+end_per_suite(_Config) -> ok.
+
+end_per_testcase(_Case, _Config) -> chatter_cluster:stop_all().
+
+%% Given two nodes, expect a message at the one that has subscribed, with the node it came from; to
+%% a list that has the sender, there as well; and refusals of what is none.
+api(_Config) ->
+    [A, B] = Nodes = cluster([{a, []}, {b, [a]}]),
+    [collect(N, greeting) || N <- Nodes],
+    NodeA = name(A),
+    ok = on(A, fun() -> chatter:broadcast(all, {greeting, 1}) end),
+    await(B, greeting, [{NodeA, {greeting, 1}}]),
+    Both = [name(A), name(B)],
+    ok = on(A, fun() -> chatter:broadcast(Both, {greeting, 2}) end),
+    await(B, greeting, [{NodeA, {greeting, 1}}, {NodeA, {greeting, 2}}]),
+    await(A, greeting, [{NodeA, {greeting, 2}}]),
+    ok = on(A, fun() -> chatter:broadcast(['no@where'], {greeting, 3}) end),
+    wait_until(fun() -> maps:get(unreachable, figures(A)) =:= 1 end, ?TIMEOUT_MS),
+    [?assertError(_, on(A, fun() -> chatter:broadcast(all, Bad) end))
+     || Bad <- [greeting, {greeting}, {"greeting", 1}, [greeting, 1]]],
+    ?assertMatch(#{sent := 3, lost := 0, gaps := 0, damaged := 0}, figures(A)),
+    ?assertEqual([], on(A, fun() -> erlang:nodes(connected) end)).
+
+%% Given a node by its address, expect it to be reached; given an address of nobody, nothing.
+net_ids(_Config) ->
+    [A, B] = cluster([{a, []}, {b, [a]}]),
+    collect(B, greeting),
+    NodeA = name(A),
+    Port = on(B, fun() -> maps:get(port, chatter:info()) end),
+    Ref = make_ref(),
+    Known = on(A, fun() ->
+                          true = chatter_nif:addresses(Ref),
+                          receive {Ref, All} -> All end
+                  end),
+    [Ip | _] = [Ip || {_, At} <- Known, {Ip, P} <- At, P =:= Port],
+    Id = {net_id, list_to_tuple(case byte_size(Ip) of
+                                    4 -> binary_to_list(Ip);
+                                    16 -> [W || <<W:16>> <= Ip]
+                                end), Port},
+    ok = on(A, fun() -> chatter:broadcast([Id, {net_id, {192, 0, 2, 1}, 1}], {greeting, 1}) end),
+    await(B, greeting, [{NodeA, {greeting, 1}}]).
+
+%% Given five nodes in a line, expect each link to carry each message once, in one direction.
+line(_Config) ->
+    Nodes = chatter_cluster:line(5, tests()),
+    everybody(Nodes, hd(Nodes), 50),
+    sends(Nodes, [50, 50, 50, 50, 0]).
+
+%% Given a star, expect the centre to send to each leaf.
+star(_Config) ->
+    [Centre | Leaves] = Nodes = chatter_cluster:star(5, tests()),
+    everybody(Nodes, Centre, 50),
+    sends(Nodes, [200, 0, 0, 0, 0]),
+    everybody(Nodes, hd(Leaves), 50),
+    sends(Nodes, [350, 50, 0, 0, 0]).
+
+%% Given a full mesh of eight, expect seven sends for each message, three of them by the origin.
+mesh(_Config) ->
+    [First | _] = Nodes = chatter_cluster:mesh(8, tests()),
+    everybody(Nodes, First, 20),
+    Sends = [maps:get(tree_packets, figures(N)) || N <- Nodes],
+    ?assertEqual({60, 140}, {hd(Sends), lists:sum(Sends)}),
+    ?assertEqual([0], lists:usort([maps:get(duplicates, figures(N)) || N <- Nodes])).
+
+%% Given a handler on a relay that adds to a message, with codecs that put NetIDs into the table,
+%% expect those behind it to get what it made.
+changed_on_the_way(_Config) ->
+    [A, B, C] = cluster([{a, []}, {b, [a]}, {c, [b]}]),
+    Id = {net_id, {10, 1, 2, 3}, 29999},
+    Codec = #{type => clock,
+              extract_netids => fun({clock, Ids, _}) -> Ids end,
+              encode_with => fun({clock, Ids, N}, Map) ->
+                                     Places = << <<(maps:get(I, Map))>> || I <- Ids >>,
+                                     <<N:32, Places/binary>>
+                             end,
+              decode_with => fun(<<N:32, Places/binary>>, Map) ->
+                                     Found = [maps:get(P, Map) || <<P>> <= Places],
+                                     {{clock, Found, N}, <<>>}
+                             end},
+    [ok = on(N, fun() -> chatter:add_handler(Codec) end) || N <- [A, C]],
+    Merge = Codec#{dispatch => fun({clock, Ids, N}) ->
+                                       {ok, {clock, Ids ++ [hd(Ids)], N + 1}}
+                               end},
+    ok = on(B, fun() -> chatter:add_handler(Merge) end),
+    collect(C, clock),
+    NodeA = name(A),
+    [ok = on(A, fun() -> chatter:broadcast(all, {clock, [Id], N}) end) || N <- [1, 10, 100]],
+    await(C, clock, [{NodeA, {clock, [Id, Id], N}} || N <- [2, 11, 101]]),
+    ?assertEqual({error, badarg},
+                 on(A, fun() -> chatter:add_handler(#{type => x, dispatch => y}) end)).
+
+%% Given a subscription for three, expect three of ten, then that it is over, and the rest counted;
+%% when the process dies, no subscription.
+subscriber_credit(_Config) ->
+    [A, B] = cluster([{a, []}, {b, [a]}]),
+    on(B, fun() ->
+                  Self = self(),
+                  Pid = spawn(fun() ->
+                                      ok = chatter:subscribe(greeting, 3),
+                                      Self ! ready,
+                                      receive never -> ok end
+                              end),
+                  true = register(slow, Pid),
+                  receive ready -> ok end
+          end),
+    [ok = on(A, fun() -> chatter:broadcast(all, {greeting, N}) end) || N <- lists:seq(1, 10)],
+    wait_until(fun() -> maps:get(subscriber_drops, figures(B)) =:= 7 end, ?TIMEOUT_MS),
+    Mailbox = on(B, fun() -> element(2, process_info(whereis(slow), messages)) end),
+    ?assertMatch([{chatter_broadcast, _, {greeting, 1}}, {chatter_broadcast, _, {greeting, 2}},
+                  {chatter_broadcast, _, {greeting, 3}}, {chatter_broadcast_passive, greeting}],
+                 Mailbox),
+    on(B, fun() -> exit(whereis(slow), kill) end),
+    Rows = fun() -> ets:match(chatter_broadcast, {{subscriber, '_', '_'}, '_', '_'}) end,
+    wait_until(fun() -> on(B, Rows) =:= [] end, ?TIMEOUT_MS).
+
+%% Given a type that a relay does not know, expect it to be counted there and delivered behind.
+unknown_type(_Config) ->
+    [A, B, C] = cluster([{a, []}, {b, [a]}, {c, [b]}]),
+    collect(C, greeting),
+    NodeA = name(A),
+    ok = on(A, fun() -> chatter:broadcast(all, {greeting, 1}) end),
+    await(C, greeting, [{NodeA, {greeting, 1}}]),
+    wait_until(fun() -> maps:get(unknown, figures(B)) =:= 1 end, ?TIMEOUT_MS).
+
+%% Given a handler that fails on a relay, expect messages to go on and others to be handled.
+bad_handler(_Config) ->
+    [A, B, C] = cluster([{a, []}, {b, [a]}, {c, [b]}]),
+    [collect(N, Type) || N <- [B, C], Type <- [bad, greeting]],
+    NodeA = name(A),
+    Bad = #{type => bad, dispatch => fun(_) -> error(bad) end},
+    ok = on(B, fun() -> chatter:add_handler(Bad) end),
+    [ok = on(A, fun() -> chatter:broadcast(all, {Type, 1}) end) || Type <- [bad, greeting]],
+    [await(N, Type, [{NodeA, {Type, 1}}]) || N <- [B, C], Type <- [bad, greeting]],
+    ?assertEqual(1, maps:get(handler_crashes, figures(B))).
+
+%% Given a message with an atom that the receiver does not have, expect it counted and not made.
+undecodable(_Config) ->
+    [A, B] = cluster([{a, []}, {b, [a]}]),
+    collect(B, greeting),
+    NodeA = name(A),
+    Before = on(B, fun() -> erlang:system_info(atom_count) end),
+    on(A, fun() ->
+                  Unique = integer_to_binary(rand:uniform(1 bsl 60)),
+                  Odd = binary_to_atom(<<"nobody has this", Unique/binary>>),
+                  ok = chatter:broadcast(all, {greeting, Odd}),
+                  ok = chatter:broadcast(all, {greeting, 1})
+          end),
+    await(B, greeting, [{NodeA, {greeting, 1}}]),
+    ?assertEqual(1, maps:get(undecodable, figures(B))),
+    ?assert(on(B, fun() -> erlang:system_info(atom_count) end) - Before < 20).
+
+%% Given messages of all sizes, compressible and not, over a relay, expect them whole and in order;
+%% given one that is too large, an error.
+large(_Config) ->
+    [A, B, C] = cluster([{a, []}, {b, [a]}, {c, [b]}]),
+    [collect(N, blob) || N <- [B, C]],
+    NodeA = name(A),
+    Sizes = [0, 300, 15000, 17000, 65536, 70000, 1 bsl 20, 8 bsl 20],
+    Blobs = lists:append([[binary:copy(<<"abcd">>, S div 4), rand:bytes(S)] || S <- Sizes]),
+    on(A, fun() -> [ok = chatter:broadcast(all, {blob, Blob}) || Blob <- Blobs] end),
+    Wanted = [{NodeA, erlang:md5(Blob)} || Blob <- Blobs],
+    [wait_until(fun() -> Wanted =:= digests(N, blob) end, 30000) || N <- [B, C]],
+    ?assertEqual({error, too_large},
+                 on(A, fun() -> chatter:broadcast(all, {blob, rand:bytes(17 bsl 20)}) end)).
+
+%% Given a node that is killed while it passes messages on, expect everything at all others, once.
+killed_delegate(_Config) ->
+    [First, Second | Others] = Nodes = chatter_cluster:mesh(6, tests()),
+    [collect(N, greeting) || N <- Nodes -- [First]],
+    NodeA = name(First),
+    on(First, fun() ->
+                      spawn(fun() ->
+                                    [begin
+                                         ok = chatter:broadcast(all, {greeting, N}),
+                                         receive after 1 -> ok end
+                                     end || N <- lists:seq(1, 1000)]
+                            end)
+              end),
+    receive after 300 -> ok end,
+    chatter_cluster:kill9(Second),
+    [await(N, greeting, [{NodeA, {greeting, I}} || I <- lists:seq(1, 1000)]) || N <- Others].
+
+%% Given a node that joins while messages are sent, expect it to get all from some point on.
+late_joiner(_Config) ->
+    [A, B] = cluster([{a, []}, {b, [a]}]),
+    collect(B, greeting),
+    NodeA = name(A),
+    Send = fun(Range) ->
+                   on(A, fun() -> [ok = chatter:broadcast(all, {greeting, N}) || N <- Range] end)
+           end,
+    Send(lists:seq(1, 10)),
+    C = start(c, #{links => static, neighbours => [b]}),
+    chatter_cluster:await_routes([A, B, C], ?TIMEOUT_MS),
+    collect(C, greeting),
+    Send(lists:seq(11, 30)),
+    await(C, greeting, [{NodeA, {greeting, N}} || N <- lists:seq(11, 30)]),
+    await(B, greeting, [{NodeA, {greeting, N}} || N <- lists:seq(1, 30)]).
+
+%% Given a crash of the process that delivers, expect subscriptions and handlers to live on.
+crash_of_the_process(_Config) ->
+    [A, B] = cluster([{a, []}, {b, [a]}]),
+    collect(B, greeting),
+    NodeA = name(A),
+    Old = on(B, fun() -> whereis(chatter_broadcast) end),
+    on(B, fun() -> exit(Old, kill) end),
+    wait_until(fun() ->
+                       New = on(B, fun() -> whereis(chatter_broadcast) end),
+                       is_pid(New) andalso New =/= Old
+               end, ?TIMEOUT_MS),
+    ok = on(A, fun() -> chatter:broadcast(all, {greeting, 1}) end),
+    await(B, greeting, [{NodeA, {greeting, 1}}]).
+
+%% Given a node whose distribution has been stopped, expect an error.
+not_started(_Config) ->
+    A = start(a, #{}),
+    ?assertEqual({error, not_started},
+                 on(A, fun() ->
+                               ok = chatter_nif:node_stop(0),
+                               chatter:broadcast(all, {greeting, 1})
+                       end)).
+
+%%% Help
+
+tests() -> #{args => ["-pa", filename:dirname(code:which(?MODULE))]}.
+
+%% Nodes with links to those named, which were started before; all have routes to all.
+cluster(Wanted) ->
+    Nodes = [start(Name, #{links => static, neighbours => To}) || {Name, To} <- Wanted],
+    chatter_cluster:await_routes(Nodes, ?TIMEOUT_MS),
+    Nodes.
+
+name(#{node := Node}) -> Node.
+
+figures(Peer) -> on(Peer, fun() -> maps:get(broadcast, chatter:info()) end).
+
+%% From now on the node keeps the broadcasts of a type that it gets.
+collect(Peer, Type) ->
+    on(Peer, fun() ->
+                     Self = self(),
+                     Pid = spawn(fun() ->
+                                         ok = chatter:subscribe(Type, 1000000),
+                                         Self ! ready,
+                                         collecting([])
+                                 end),
+                     true = register(collector(Type), Pid),
+                     receive ready -> ok end
+             end).
+
+collector(Type) -> list_to_atom("collector_" ++ atom_to_list(Type)).
+
+collecting(Seen) ->
+    receive
+        {chatter_broadcast, From, Msg} -> collecting([{From, Msg} | Seen]);
+        {seen, To} -> To ! {seen, lists:reverse(Seen)}, collecting(Seen)
+    end.
+
+seen(Peer, Type) ->
+    on(Peer, fun() ->
+                     collector(Type) ! {seen, self()},
+                     receive {seen, Seen} -> Seen end
+             end).
+
+%% The same for messages that are too large to be asked for.
+digests(Peer, Type) ->
+    on(Peer, fun() ->
+                     collector(Type) ! {seen, self()},
+                     receive {seen, Seen} -> [{From, erlang:md5(B)} || {From, {_, B}} <- Seen] end
+             end).
+
+%% Exactly these have arrived, and no more come.
+await(Peer, Type, Wanted) ->
+    wait_until(fun() ->
+                       Seen = seen(Peer, Type),
+                       Seen =:= Wanted orelse {length(Seen), Wanted -- Seen, Seen -- Wanted}
+               end, ?TIMEOUT_MS).
+
+%% One after the other, so that each is a packet of its own.
+everybody(Nodes, From, N) ->
+    Type = list_to_atom("type_" ++ integer_to_list(erlang:unique_integer([positive]))),
+    Others = Nodes -- [From],
+    [collect(Peer, Type) || Peer <- Others],
+    Node = name(From),
+    Before = maps:get(sent, figures(From)),
+    [begin
+         ok = on(From, fun() -> chatter:broadcast(all, {Type, I}) end),
+         wait_until(fun() -> maps:get(own_bytes, figures(From)) =:= 0 end, ?TIMEOUT_MS)
+     end || I <- lists:seq(1, N)],
+    [await(Peer, Type, [{Node, {Type, I}} || I <- lists:seq(1, N)]) || Peer <- Others],
+    ?assertEqual(Before + N, maps:get(sent, figures(From))).
+
+sends(Nodes, Wanted) ->
+    ?assertEqual(Wanted, [maps:get(tree_packets, figures(N)) || N <- Nodes]).
