@@ -116,7 +116,7 @@ fn trailing_bytes() {
 }
 
 /// Every length and count: vector, offset, bytes of the field.
-const LENGTHS: [(&str, usize, usize); 27] = [
+const LENGTHS: [(&str, usize, usize); 28] = [
     ("bcast", 0, 3),
     ("bcast", PACKET_HEADER_LEN + 2, 2),
     ("bcast", PACKET_HEADER_LEN + BCAST_FIXED_LEN + 31, 1),

@@ -10,6 +10,8 @@ use chatter_core::broadcast::{
 };
 use chatter_core::ids::{Incarnation, NodeId};
 use chatter_core::routes::ForwardingTable;
+use chatter_core::sched::Lane;
+use chatter_core::sched::fair::Level;
 use chatter_core::wire::PacketType;
 use chatter_core::wire::packet::Packet;
 use chatter_core::wire::reader::WireError;
@@ -20,8 +22,9 @@ use tokio::time::sleep_until;
 use crate::link::{INLINE_BUDGET, Link};
 use crate::node::Node;
 
-/// The queue of broadcasts on each link: no channel has this index.
-const QUEUE: u32 = 0;
+/// The queue of broadcasts on each link, in fair shares with channels; they have their own bound, and
+/// what a full link drops is sent again.
+const LANE: Lane = Lane { pair: 0, label: 0, level: Level::Normal };
 
 struct State {
     core: Broadcast,
@@ -161,7 +164,7 @@ impl Node {
             if acknowledgement {
                 link.queue_control(packet);
             } else {
-                link.queue_own(QUEUE, std::iter::once(packet));
+                link.queue_transit(LANE, packet, Instant::now());
             }
             if !links.iter().any(|known| known.id == link.id) {
                 links.push(link);

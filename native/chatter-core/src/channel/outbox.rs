@@ -15,8 +15,8 @@ use crate::flow::FlowKey;
 use crate::sched::fair::{LEVELS, Level, Levels, SPARSE_BYTES};
 use crate::wire::data::item;
 
-/// Senders are held back only while all flows together have so many quotas queued: a backlog of one
-/// flow stops no other, and a fast link is not to wait for the sender.
+/// Senders are held back only while all flows together have half of so many quotas queued: a backlog of
+/// one flow stops no other, and a fast link is not to wait for the sender.
 const HOLD_FROM: usize = 16;
 
 /// A packet on its way out.
@@ -365,11 +365,11 @@ impl Outbox {
         {
             return Some(fence);
         }
+        let share = self.share();
         let (slot, out, len) = self.levels.pop(level)?;
         if let Some(flow) = slot.and_then(|slot| self.flows.get_mut(slot)) {
             flow.queued -= len;
-            let low = self.bytes < self.quota.saturating_mul(HOLD_FROM) / 2;
-            if flow.held && (low || flow.queued < self.quota / 2) {
+            if flow.held && flow.queued < share / 2 {
                 flow.held = false;
                 self.resume.push(flow.key);
             }
@@ -472,10 +472,18 @@ impl Outbox {
         Some(slot)
     }
 
+    /// What a flow may have queued while others have a backlog as well: a quota, or less of them than
+    /// [`HOLD_FROM`] when they are many, so that all together stay below the bound of the channel.
+    fn share(&self) -> usize {
+        let many = self.levels.backlogs().max(1);
+        self.quota.min(self.quota.saturating_mul(HOLD_FROM) / many)
+    }
+
     fn check_quota(&mut self, slot: u32) {
-        let over = self.bytes > self.quota.saturating_mul(HOLD_FROM);
+        let share = self.share();
+        let over = self.bytes > self.quota.saturating_mul(HOLD_FROM / 2);
         if let Some(flow) = self.flows.get_mut(slot).filter(|_| over)
-            && flow.queued > self.quota
+            && flow.queued > share
             && !flow.held
         {
             flow.held = true;

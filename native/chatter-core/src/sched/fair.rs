@@ -143,7 +143,12 @@ impl<K: Copy + Eq + Hash + Ord, T> Levels<K, T> {
         self.ready() == 0
     }
 
-    /// Whether nothing urgent is queued.
+    /// Queues that hold something; what is urgent has none of its own.
+    pub fn backlogs(&self) -> usize {
+        self.rings.iter().map(|ring| ring.ring.len()).sum()
+    }
+
+    /// Whether something urgent is queued.
     pub fn has_urgent(&self) -> bool {
         !self.urgent.is_empty()
     }

@@ -359,6 +359,10 @@ impl Scheduler {
         self.count(level, len, ready);
         let waited = now.saturating_duration_since(arrived);
         self.delay = (self.delay * 7 + waited) / 8;
+        if !routed::is_routed(&packet) {
+            // It goes one hop, and has no header that could be changed.
+            return Some(packet);
+        }
         if !routed::age(&mut packet, waited) {
             self.late += 1;
             return None;

@@ -157,6 +157,11 @@ fn head_mut(packet: &mut Packet) -> BytesMut {
     head.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]))
 }
 
+/// Whether a whole packet has a [`RoutedHeader`].
+pub fn is_routed(packet: &Packet) -> bool {
+    packet.head.get(3).and_then(|code| PacketType::from_code(*code)).is_some_and(|k| k.is_routed())
+}
+
 /// Sets [`MARK_DELAYED`] in a whole routed packet.
 pub fn mark_delayed(packet: &mut Packet) {
     let mut head = head_mut(packet);
@@ -187,6 +192,9 @@ pub fn age(packet: &mut Packet, waited: Duration) -> bool {
 
 /// The destination of a whole routed packet; `None` if it is none.
 pub fn destination(packet: &Packet) -> Option<NodeId> {
+    if !is_routed(packet) {
+        return None;
+    }
     let mut r = Reader::new(packet.head.get(PACKET_HEADER_LEN..)?);
     RoutedHeader::read(&mut r).ok().map(|header| header.destination)
 }
