@@ -80,13 +80,16 @@ bench-flow: setup                     ## how long it takes to find a frame's sen
 # make soak CHANGES=1000000 SEEDS=100000 FROM=1
 CHANGES ?= 1000000
 HEADERS ?= 10000000
-soak: setup                           ## long runs of the random tests; CHANGES=... of topology, SEEDS=...
+SIGNALS ?= 3000000
+soak: setup build                           ## long runs of the random tests; CHANGES=... of topology, SEEDS=...
 	@$(MAKE) -s soak-groups
 	@CHATTER_CHANGES=$(CHANGES) $(STEP) soak-routing "routing tables after $(CHANGES) changes" \
 	    cargo test --release --locked -p chatter-core --test routing_changes
 	@CHATTER_HEADERS=$(HEADERS) CHATTER_SEED=$(FROM) \
 	    $(STEP) soak-frames "read $(HEADERS) damaged frames" \
 	    cargo test --release --locked -p chatter-core --test flow_hostile
+	@CHATTER_SIGNALS=$(SIGNALS) $(STEP) soak-order "order of $(SIGNALS) signals on each network" \
+	    rebar3 ct --readable=compact --suite test/chatter_order_SUITE --case all_kinds
 	@$(MAKE) -s test-sim SEEDS=$(if $(filter 2000,$(SEEDS)),100000,$(SEEDS))
 	@$(STEP) cold "cold start of 1,000 simulated nodes" \
 	    cargo run --locked -p chatter-sim -- cold 1000
