@@ -89,7 +89,8 @@ soak: setup build                           ## long runs of the random tests; CH
 	    $(STEP) soak-frames "read $(HEADERS) damaged frames" \
 	    cargo test --release --locked -p chatter-core --test flow_hostile
 	@CHATTER_SIGNALS=$(SIGNALS) $(STEP) soak-order "order of $(SIGNALS) signals on each network" \
-	    rebar3 ct --readable=compact --suite test/chatter_order_SUITE --case all_kinds
+	    rebar3 ct --readable=compact --suite test/chatter_order_SUITE \
+	    --group direct_default,relay_default,uneven_default --case all_kinds
 	@$(MAKE) -s test-sim SEEDS=$(if $(filter 2000,$(SEEDS)),100000,$(SEEDS))
 	@$(STEP) cold "cold start of 1,000 simulated nodes" \
 	    cargo run --locked -p chatter-sim -- cold 1000
@@ -112,6 +113,11 @@ nemesis: setup build                  ## faults against real nodes under load (h
 # make failover ROUNDS=20 ONLY=relay_killed,link_cut
 failover: setup build                 ## how long failures are felt, as a table with the bar (root)
 	@test/lab/run failover ROUNDS=$(ROUNDS) SEED=$(SEED) ONLY=$(ONLY)
+
+# make fair ONLY=jain,queue,high,slow,loss
+.PHONY: fair
+fair: setup build                     ## fairness and isolation of flows, as a table with the bar (root)
+	@test/lab/run fair ONLY=$(ONLY)
 
 fmt:                                  ## format the Rust sources
 	@cargo fmt --all
