@@ -35,10 +35,7 @@
 %% Starts the keeper of this node, in place of an earlier one.
 -spec start() -> ok.
 start() ->
-    case whereis(?MODULE) of
-        undefined -> ok;
-        Old -> exit(Old, kill)
-    end,
+    _ = [exit(Old, kill) || Old <- [whereis(?MODULE)], is_pid(Old)],
     Self = self(),
     _ = spawn(fun() -> registered(?MODULE), Self ! kept, keep(#{}, [], []) end),
     receive kept -> ok end.
