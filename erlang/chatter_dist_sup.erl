@@ -24,6 +24,7 @@ start_link() ->
 init([]) ->
     ok = chatter_monitors:new(),
     ok = chatter_broadcast:new(),
+    ok = chatter_group_srv:new_table(),
     Node = #{id => chatter_node, start => {chatter_node, start_link, []}, restart => permanent,
              shutdown => 5000, type => worker, modules => [chatter_node]},
     Pulse = #{id => chatter_pulse, start => {chatter_pulse, start_link, []}, restart => permanent,
@@ -31,8 +32,12 @@ init([]) ->
     Broadcast = #{id => chatter_broadcast, start => {chatter_broadcast, start_link, []},
                   restart => permanent, shutdown => brutal_kill, type => worker,
                   modules => [chatter_broadcast]},
+    Groups = #{id => chatter_group_srv,
+               start => {chatter_group_srv, start_link, [chatter_group_bus]},
+               restart => permanent, shutdown => 5000, type => worker,
+               modules => [chatter_group_srv]},
     {ok, {#{strategy => one_for_one, intensity => 10, period => 10},
-          [Node, Pulse, Broadcast | registry()]}}.
+          [Node, Pulse, Broadcast, Groups | registry()]}}.
 
 registry() ->
     case init:get_argument(no_epmd) of

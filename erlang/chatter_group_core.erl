@@ -300,7 +300,13 @@ due(fresh, _, #core{fresh = Fresh, peers = Peers} = Core) ->
         false -> {Core1, []}
     end;
 due(sync, Now, Core) ->
-    {Core1, Effects} = begin_sync(up(Core), Core),
+    %% A network that does not use groups is not bothered. Who merely knows nothing yet is asked by
+    %% those who do.
+    Partners = case chatter_group_state:groups(state(Core)) of
+                   [] -> [];
+                   _ -> up(Core)
+               end,
+    {Core1, Effects} = begin_sync(Partners, Core),
     {again(sync, Now, Core1), Effects};
 due(leave, Now, #core{peers = Peers, options = #{leave_ms := Leave}} = Core) ->
     Away = [{Id, Since} || {Id, {down, Since}} <- maps:to_list(Peers)],

@@ -19,7 +19,7 @@ suite() -> [{timetrap, {seconds, 120}}].
 
 all() ->
     [session, restart, partition, sixteen, interest, processes, subscriptions, server_crash,
-     not_started].
+     broadcast, not_started].
 
 init_per_suite(Config) ->
     case filelib:is_regular(chatter_cluster:native_lib()) of
@@ -248,6 +248,22 @@ server_crash(_Config) ->
     on(A, fun() -> exit(Pid, kill) end),
     wait_until(fun() -> [?G] =:= on(B, fun chatter_group:groups/0) end, ?TIMEOUT_MS).
 
+%% Given a group with another in it, expect a broadcast to it to reach the members of both, and
+%% nobody else.
+broadcast(_Config) ->
+    [A, B, C, D] = All = line(4),
+    ok = on(A, fun() -> chatter_group:join(?G) end),
+    ok = on(B, fun() -> chatter_group:add_group(?G, <<"inner">>) end),
+    ok = on(C, fun() -> chatter_group:join(<<"inner">>) end),
+    wait_until(fun() -> both([A, C]) =:= nodes_in(D) end, ?TIMEOUT_MS),
+    [ok = on(N, fun() -> watch_broadcasts(news) end) || N <- All],
+    ok = on(D, fun() -> chatter:broadcast({group, ?G}, {news, 1}) end),
+    wait_until(fun() -> [[{news, 1}], [{news, 1}]] =:= [told(N) || N <- [A, C]] end, ?TIMEOUT_MS),
+    %% What comes after it on the same way shows that nothing else is to come.
+    ok = on(D, fun() -> chatter:broadcast([node_of(N) || N <- All], {news, 2}) end),
+    wait_until(fun() -> [[{news, 1}, {news, 2}], [{news, 2}], [{news, 1}, {news, 2}], [{news, 2}]]
+                            =:= [told(N) || N <- All] end, ?TIMEOUT_MS).
+
 %% Given a node that is not alive, expect an error and no crash.
 not_started(_Config) ->
     ?assertEqual({error, not_started}, chatter_group:join(?G)),
@@ -257,20 +273,26 @@ not_started(_Config) ->
 %%% What nodes do
 
 %% A process that keeps what it is told of a group, with the time.
-watch_group(Group) ->
+watch_group(Group) -> watch(fun() -> chatter_group:subscribe(Group) end).
+
+%% The same of broadcasts of a type.
+watch_broadcasts(Type) -> watch(fun() -> chatter:subscribe(Type) end).
+
+watch(Subscribe) ->
     Caller = self(),
     Pid = spawn(fun() ->
                         true = register(watcher, self()),
-                        ok = chatter_group:subscribe(Group),
+                        ok = Subscribe(),
                         Caller ! {self(), ready},
-                        watching(Group, [])
+                        watching([])
                 end),
     receive {Pid, ready} -> ok end.
 
-watching(Group, Told) ->
+watching(Told) ->
     receive
-        {chatter_group, Group, Event} -> watching(Group, [{Event, now_us()} | Told]);
-        {From, told} -> From ! {told, lists:reverse(Told)}, watching(Group, Told)
+        {chatter_group, ?G, Event} -> watching([{Event, now_us()} | Told]);
+        {chatter_broadcast, _, Message} -> watching([{Message, now_us()} | Told]);
+        {From, told} -> From ! {told, lists:reverse(Told)}, watching(Told)
     end.
 
 told_with_times(Peer) ->
@@ -318,6 +340,4 @@ line(N, Config) ->
 begin_node(Name, Opts) -> begin_node(Name, [], Opts).
 
 begin_node(Name, Config, Opts) ->
-    Peer = chatter_work:start(Name, Opts#{chatter => Config}),
-    ok = on(Peer, fun chatter_group_double:start/0),
-    Peer.
+    chatter_work:start(Name, Opts#{chatter => Config}).

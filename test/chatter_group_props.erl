@@ -13,8 +13,8 @@
 -define(LET(X, Type, Body), proper_types:bind(Type, fun(X) -> Body end, false)).
 -define(WHENFAIL(Action, Prop), proper:whenfail(fun() -> Action end, fun() -> Prop end)).
 
--import(proper_types, [integer/2, list/1, vector/2, elements/1, oneof/1, frequency/1, boolean/0,
-                       binary/0, tuple/1, exactly/1, resize/2]).
+-import(proper_types, [integer/2, list/1, elements/1, oneof/1, frequency/1, boolean/0,
+                       exactly/1, resize/2]).
 
 -define(WHOLE, 16#ffffffff).
 %% All is equal when nothing has happened for so long.

@@ -11,6 +11,7 @@
 -define(TIMEOUT_MS, 60000).
 %% A second link to the same node, dialled at the same time by the other, is gone after that.
 -define(SETTLE_MS, 5000).
+-define(GROUP, <<"demo">>).
 
 -spec main() -> no_return().
 main() ->
@@ -26,7 +27,7 @@ run() ->
     head("Five nodes in a line: each links to its neighbours and to nobody else"),
     case step("start the nodes", fun start/0) of
         {ok, Peers} ->
-            lists:sum([section(S, Peers) || S <- [network, sockets, work]]);
+            lists:sum([section(S, Peers) || S <- [network, sockets, work, groups]]);
         failed ->
             1
     end.
@@ -61,6 +62,16 @@ section(sockets, Peers) ->
     failures([step(short(Node), fun() -> sockets(Peer, Peers) end)
               || #{node := Node} = Peer <- Peers]);
 
+%%% Groups: who serves which part of a key space
+
+section(groups, Peers) ->
+    head("A group: four nodes share the keys from 0 to 2^32-1, the fifth asks"),
+    [First | _] = Four = lists:droplast(Peers),
+    Last = lists:last(Peers),
+    failures([step("choose ranges", fun() -> share(Four, Last) end),
+              step("who serves key 12345", fun() -> owner(Last, 12345) end),
+              step("the first leaves", fun() -> leaves(First, Last) end)]);
+
 %%% Distributed Erlang from end to end
 
 section(work, [First | _] = Peers) ->
@@ -78,6 +89,34 @@ section(work, [First | _] = Peers) ->
               step("pg", fun() -> Run(pg_there, []) end),
               step("one large message", fun() -> Run(large, [64]) end),
               step("many small ones", fun() -> Run(small, [100000]) end)]).
+
+%% Each node takes a quarter: what nobody serves yet.
+share(Peers, Asked) ->
+    Quarter = 1 bsl 30,
+    lists:foreach(
+      fun({N, Peer}) ->
+              _ = await_coverage(Peer, fun(#{keys := Keys}) -> Keys =:= N * Quarter end),
+              [{ok, _} = group(Peer, add_item, [?GROUP, From, To, 8000 + N])
+               || {From, To} <- group(Peer, choose, [?GROUP, Quarter])]
+      end, lists:enumerate(0, Peers)),
+    #{overlaps := []} = await_coverage(Asked, fun(#{gaps := Gaps}) -> Gaps =:= [] end),
+    {ok, "~b members, no gaps, no overlaps", [length(group(Asked, members, [?GROUP]))]}.
+
+owner(Asked, Key) ->
+    [{Node, _, Port}] = group(Asked, owners, [?GROUP, Key]),
+    {ok, "~s, at port ~b", [short(Node), Port]}.
+
+leaves(Peer, Asked) ->
+    ok = group(Peer, leave, [?GROUP]),
+    #{gaps := Gaps} = await_coverage(Asked, fun(#{gaps := Gaps}) -> Gaps =/= [] end),
+    {ok, "nobody serves ~s now", [lists:join(", ", [io_lib:format("~b to ~b", [From, To])
+                                                    || {From, To} <- Gaps])]}.
+
+await_coverage(Peer, Enough) ->
+    chatter_cluster:wait_until(fun() -> Enough(group(Peer, coverage, [?GROUP])) end, ?SETTLE_MS),
+    group(Peer, coverage, [?GROUP]).
+
+group(Peer, Function, Args) -> chatter_cluster:call(Peer, chatter_group, Function, Args).
 
 topology(First, Peers) ->
     Topology = chatter_cluster:call(First, chatter, topology, []),
