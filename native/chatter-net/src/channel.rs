@@ -2,7 +2,7 @@
 //! and the way to the other node.
 //!
 //! Packets stay with the channel until the link that leads to the other node has room for them
-//! ([`Channel::pull`]).
+//! (`Channel::pull`).
 //!
 //! Locks: that of a link's socket before `tx`, before `rx`, before the table of channels and the queue of
 //! a link. No lock is held while a link is flushed or the user is called, except that the user's sink is

@@ -15,7 +15,7 @@
 //! hears.
 //!
 //! Beacons: three in the first second, then one every [`DiscoveryConfig::beacon`], ± 25 %. A node that
-//! is silent for three and a half such intervals is forgotten. Whom to dial is in [`dials`](self::dials).
+//! is silent for three and a half such intervals is forgotten. Whom to dial is in `dials`.
 
 mod dials;
 mod watch;
@@ -264,7 +264,7 @@ impl Discovery {
         )
     }
 
-    /// The name of a node that is to be dialled now, once; see [`dials`](self::dials) for the rule.
+    /// The name of a node that is to be dialled now, once; see `dials` for the rule.
     pub fn poll_dial(&mut self, now: Instant, view: &View<'_>) -> Option<Arc<str>> {
         let wished = self.config.links?;
         let ready = |peer: &Peer| {
