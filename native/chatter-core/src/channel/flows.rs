@@ -47,6 +47,14 @@ impl Flow {
         (self.key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as u16 | 1
     }
 
+    /// Takes the class of what is handed in. While something is queued the class stays: what is ahead of
+    /// its turn would use up the credit of what it has to wait for.
+    pub(super) fn take_class(&mut self, class: Class) {
+        if self.queued == 0 {
+            self.class = class;
+        }
+    }
+
     /// Takes the next sequence number for an item of so many bytes.
     pub(super) fn take_sequence(&mut self, items: u32, bytes: usize) -> (u32, u32) {
         let taken = (self.id, self.sequence);

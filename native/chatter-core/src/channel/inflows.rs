@@ -23,6 +23,13 @@ struct Assembly {
     cost: u64,
 }
 
+/// Parts of frames that are not whole yet.
+struct Held {
+    /// What they cost that has not been granted.
+    cost: u64,
+    limit: u64,
+}
+
 /// An item that is kept until those before it are there.
 enum Kept {
     Frame(Bytes),
@@ -72,8 +79,9 @@ pub(super) struct InFlows {
     /// What belongs to no flow.
     fences: Flow,
     max_frame: usize,
-    /// Of the parts of one frame, so much is held before they count as consumed.
-    max_held: u64,
+    /// Parts of frames that are not whole, and what of them is held before they count as consumed: the
+    /// rest of the window must stay for what completes them.
+    held: Held,
     /// Items that are ahead, and bytes in them.
     kept: usize,
     kept_bytes: usize,
@@ -87,7 +95,7 @@ impl InFlows {
             flows: FxHashMap::default(),
             fences: Flow::default(),
             max_frame,
-            max_held,
+            held: Held { cost: 0, limit: max_held },
             kept: 0,
             kept_bytes: 0,
             consumed: 0,
@@ -115,8 +123,8 @@ impl InFlows {
         item: &Item<'_>,
         sink: &mut dyn Sink,
     ) -> Result<(), ReceiveError> {
-        let (max_frame, max_held) = (self.max_frame, self.max_held);
-        self.consumed += take(&mut self.fences, None, item, max_frame, max_held, sink)?;
+        let max_frame = self.max_frame;
+        self.consumed += take(&mut self.fences, None, item, max_frame, &mut self.held, sink)?;
         Ok(())
     }
 
@@ -129,9 +137,9 @@ impl InFlows {
         if !matches!(item, Item::Frame(_) | Item::Void { .. }) {
             return Err(ReceiveError::Parts);
         }
-        let (max_frame, max_held) = (self.max_frame, self.max_held);
+        let max_frame = self.max_frame;
         let mut none = Flow::default();
-        self.consumed += take(&mut none, Some(LOOSE), item, max_frame, max_held, sink)?;
+        self.consumed += take(&mut none, Some(LOOSE), item, max_frame, &mut self.held, sink)?;
         Ok(())
     }
 
@@ -146,7 +154,7 @@ impl InFlows {
         if !self.flows.contains_key(&id) && self.flows.len() >= MAX_PEER_FLOWS {
             return Err(ReceiveError::Flows);
         }
-        let (max_frame, max_held) = (self.max_frame, self.max_held);
+        let max_frame = self.max_frame;
         let flow = self.flows.entry(id).or_default();
         let ahead = sequence.wrapping_sub(flow.next) as i32;
         if ahead > 0 {
@@ -164,14 +172,14 @@ impl InFlows {
             return Err(ReceiveError::Parts);
         }
         let mut over = matches!(item, Item::End);
-        self.consumed += take(flow, Some(id), item, max_frame, max_held, sink)?;
+        self.consumed += take(flow, Some(id), item, max_frame, &mut self.held, sink)?;
         flow.next = flow.next.wrapping_add(1);
         while let Some(kept) = flow.ahead.remove(&flow.next) {
             let item = kept.item();
             over |= matches!(item, Item::End);
             self.kept -= 1;
             self.kept_bytes -= len(&item);
-            self.consumed += take(flow, Some(id), &item, max_frame, max_held, sink)?;
+            self.consumed += take(flow, Some(id), &item, max_frame, &mut self.held, sink)?;
             flow.next = flow.next.wrapping_add(1);
         }
         if over {
@@ -190,7 +198,7 @@ fn take(
     id: Option<u32>,
     item: &Item<'_>,
     max_frame: usize,
-    max_held: u64,
+    held: &mut Held,
     sink: &mut dyn Sink,
 ) -> Result<u64, ReceiveError> {
     let check = |len: usize| {
@@ -210,10 +218,10 @@ fn take(
             }
             sink.frame_start(id, total);
             flow.assembly = Some(Assembly { left: total, cost: 0 });
-            return take_part(flow, id, part, item_cost(part.len() + TOTAL_LEN), max_held, sink);
+            return take_part(flow, id, part, item_cost(part.len() + TOTAL_LEN), held, sink);
         }
         Item::More(part) => {
-            return take_part(flow, id, part, item_cost(part.len()), max_held, sink);
+            return take_part(flow, id, part, item_cost(part.len()), held, sink);
         }
         Item::Handshake(message) => sink.handshake(message, item_cost(message.len())),
         Item::End => return Ok(item_cost(0)),
@@ -228,19 +236,22 @@ fn take_part(
     id: Option<u32>,
     part: &[u8],
     cost: u64,
-    max_held: u64,
+    held: &mut Held,
     sink: &mut dyn Sink,
 ) -> Result<u64, ReceiveError> {
     let assembly = flow.assembly.as_mut().ok_or(ReceiveError::Parts)?;
     assembly.left = assembly.left.checked_sub(part.len()).ok_or(ReceiveError::Parts)?;
     assembly.cost += cost;
+    held.cost += cost;
     sink.frame_part(id, part);
     if assembly.left == 0 {
+        held.cost -= assembly.cost;
         sink.frame_end(id, assembly.cost);
         flow.assembly = None;
-    } else if assembly.cost >= max_held {
-        // A frame larger than the window would wait for credit for ever: what has been put together
-        // counts as consumed. `max_frame` bounds it.
+    } else if held.cost >= held.limit {
+        // A frame larger than the window, or many at a time, would wait for credit for ever: what has been
+        // put together counts as consumed. `max_frame` bounds it.
+        held.cost -= assembly.cost;
         return Ok(std::mem::take(&mut assembly.cost));
     }
     Ok(0)

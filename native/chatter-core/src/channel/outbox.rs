@@ -216,11 +216,11 @@ impl Outbox {
             self.bytes += self.urgent.len() - before;
             return;
         }
-        if !flow.building.has_room(total) || flow.class != options.class {
+        if !flow.building.has_room(total) {
             self.end_building(slot);
         }
         let Some(flow) = self.flows.get_mut(slot) else { return };
-        flow.class = options.class;
+        flow.take_class(options.class);
         if flow.building.is_empty() {
             self.touched.push(slot);
         }
@@ -253,7 +253,8 @@ impl Outbox {
         put(building.item(sequence, item::FRAME, total, total), pieces);
         let Some(part) = building.take() else { return };
         let len = part.len();
-        let level = if sparse { Level::Urgent } else { level_of(options.class) };
+        flow.take_class(options.class);
+        let level = if sparse { Level::Urgent } else { level_of(flow.class) };
         if sparse {
             flow.sparse += total;
             flow.urgent = self.urgent_ended;
@@ -299,8 +300,8 @@ impl Outbox {
         };
         self.end_building(slot);
         let Some(flow) = self.flows.get_mut(slot) else { return };
-        flow.class = options.class;
-        let (level, label) = (level_of(options.class), flow.label());
+        flow.take_class(options.class);
+        let (level, label) = (level_of(flow.class), flow.label());
         let (mut count, mut queued) = (0, 0);
         chunks(pieces, total, Some((flow.id, flow.sequence)), |part| {
             count += 1;
