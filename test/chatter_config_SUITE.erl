@@ -92,6 +92,8 @@ good() ->
     V6 = {16#2001, 16#db8, 0, 0, 0, 0, 0, 1},
     By = fun(Spec, Metric) -> #{spec => Spec, metric => Metric} end,
     [
+        {flows, [{all, all}, {1, 1}]},
+        {flow_backpressure, [{suspend, suspend}, {channel, channel}]},
         {my_addr, [
             {any, any}, {"any", any}, {<<"any">>, any},
             {"10.0.0.1", {10, 0, 0, 1}}, {<<"10.0.0.1">>, {10, 0, 0, 1}},
@@ -184,6 +186,8 @@ bad_values_are_refused_by_name(_) ->
 bad() ->
     NotAHost = ["", '', "a b", "10.0.0.256", "1.2.3", "0.0.0.0", "::", "a@b", "-a", "a\n", "a..b"],
     [
+        {flows, [0, 2, none, "all"]},
+        {flow_backpressure, [none, "suspend", 1]},
         {my_addr, [
             "", auto, "10.0.0", "10.0.0.256", {10, 0, 0}, {10, 0, 0, 256}, "host.example",
             "fe80::1%eth0", "[::1]", "10.0.0.1:29999", 10, ["10.0.0.1"]
@@ -252,8 +256,7 @@ keys_without_meaning_yet(_) ->
         )
      || {Key, Value} <- [
             {multicast_addr, "224.1.1.1"}, {multicast_port, 29999}, {multicast_ttl, 4},
-            {multicast_if, "10.0.0.1"}, {flow_backpressure, suspend}, {flow_quota, 262144},
-            {on_loss, nodedown}
+            {multicast_if, "10.0.0.1"}, {on_loss, nodedown}
         ]
     ].
 

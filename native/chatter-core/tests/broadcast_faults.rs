@@ -236,6 +236,32 @@ fn busy_relay() {
     (1..3).for_each(|at| check_all(&world, at, 0, 3));
 }
 
+/// Given links that lose a tenth of all packets, acknowledgements as well, expect nothing to be missing.
+#[test]
+fn packets_lost() {
+    for seed in 0..40 {
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+        let nodes = rng.random_range(2..12);
+        let config = BroadcastConfig { gap_timeout: 600_000 * MS, ..Default::default() };
+        let edges = graph(nodes, nodes, &mut rng);
+        let mut world = World::with_config(nodes, &edges, seed, config);
+        world.lose = Some(10);
+        for _ in 0..100 {
+            let from = rng.random_range(0..nodes);
+            world.send(from, &Targets::All, 20);
+            world.run(5 * MS);
+        }
+        world.run(120_000 * MS);
+        check_order(&world, seed);
+        for origin in 0..nodes {
+            for at in (0..nodes).filter(|at| *at != origin) {
+                check_all(&world, at, origin, seed);
+            }
+            assert_eq!(world.nodes[origin].core.bytes(), (0, 0), "seed {seed}");
+        }
+    }
+}
+
 /// Given a type that a relay changes, expect those behind it to get what it made of a message; given a
 /// relay that does not answer, the message as it was, after a while.
 #[test]

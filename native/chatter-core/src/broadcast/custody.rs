@@ -16,6 +16,10 @@ use crate::wire::bcast::{
 };
 use crate::wire::packet::Packet;
 
+/// What a neighbour has not answered for so long is planned anew: a full queue on the way may have dropped
+/// it, or somebody behind takes nothing.
+const RESEND_AFTER: Duration = Duration::from_secs(3);
+
 /// What a neighbour had no memory for is sent again after this long.
 const BUSY_RETRY: Duration = Duration::from_millis(100);
 
@@ -41,6 +45,7 @@ struct Transfer {
     child: NodeId,
     link: LinkId,
     targets: Vec<Target>,
+    sent: Instant,
 }
 
 /// A target that nothing can be sent to for now.
@@ -198,10 +203,22 @@ impl Custodies {
         due
     }
 
-    /// Plans for targets of a custody and sends to them. Those without a route have had none since
-    /// `since`.
+    /// Plans for targets of a custody and sends to them.
     pub fn send_out(
         &mut self,
+        now: Instant,
+        id: u64,
+        targets: &[Target],
+        table: &ForwardingTable,
+        stats: &mut BroadcastStats,
+    ) {
+        self.send_since(now, now, id, targets, table, stats);
+    }
+
+    /// The same; those without a route have had none since `since`.
+    fn send_since(
+        &mut self,
+        now: Instant,
         since: Instant,
         id: u64,
         targets: &[Target],
@@ -220,7 +237,8 @@ impl Custodies {
                 stats.tree_packets += 1;
                 custody.open += 1;
                 let targets = targets.to_vec();
-                self.transfers.insert(number, Transfer { custody: id, child, link, targets });
+                self.transfers
+                    .insert(number, Transfer { custody: id, child, link, targets, sent: now });
             }
         }
         for target in plan.unreachable {
@@ -256,13 +274,23 @@ impl Custodies {
             (table.link_to(transfer.child) != Some(transfer.link)).then_some(*number)
         };
         let gone: Vec<u64> = self.transfers.iter().filter_map(gone).collect();
-        stats.replanned += gone.len() as u64;
-        for number in gone {
+        self.send_again(now, gone, table, stats);
+        self.retry(now, table, stats, true);
+    }
+
+    fn send_again(
+        &mut self,
+        now: Instant,
+        numbers: Vec<u64>,
+        table: &ForwardingTable,
+        stats: &mut BroadcastStats,
+    ) {
+        stats.replanned += numbers.len() as u64;
+        for number in numbers {
             let Some(transfer) = self.transfers.remove(&number) else { continue };
             self.send_out(now, transfer.custody, &transfer.targets, table, stats);
             self.delivered(transfer.custody);
         }
-        self.retry(now, table, stats, true);
     }
 
     /// Sends to parked targets: all, or those whose time has come.
@@ -280,12 +308,12 @@ impl Custodies {
             groups.entry((parked.custody, parked.since)).or_default().push(parked.target);
         }
         for ((custody, since), targets) in groups {
-            self.send_out(since, custody, &targets, table, stats);
+            self.send_since(now, since, custody, &targets, table, stats);
             targets.iter().for_each(|_| self.delivered(custody));
         }
     }
 
-    /// Tries busy neighbours again, and gives up targets that have had no route for too long.
+    /// Sends again what is not answered, tries busy neighbours again, and gives up targets that have had no route for too long.
     pub fn expire(
         &mut self,
         now: Instant,
@@ -293,6 +321,10 @@ impl Custodies {
         table: &ForwardingTable,
         stats: &mut BroadcastStats,
     ) {
+        // In the order of their numbers, they are in that of their times.
+        let silent = self.transfers.iter().take_while(|(_, t)| t.sent + RESEND_AFTER <= now);
+        let silent: Vec<u64> = silent.map(|(number, _)| *number).collect();
+        self.send_again(now, silent, table, stats);
         self.retry(now, table, stats, false);
         let late = |parked: &mut Parked| parked.retry.is_none() && parked.since + patience <= now;
         let late: Vec<Parked> = self.parked.extract_if(.., late).collect();
@@ -305,7 +337,8 @@ impl Custodies {
         let parked = self.parked.iter().map(|p| p.retry.unwrap_or(p.since + patience)).min();
         // The first came first, and all wait equally long.
         let dispatch = self.deferred.first().and_then(|id| self.custodies.get(id)?.dispatch_by);
-        [parked, dispatch].into_iter().flatten().min()
+        let resend = self.transfers.values().next().map(|t| t.sent + RESEND_AFTER);
+        [parked, dispatch, resend].into_iter().flatten().min()
     }
 
     /// Ends what is complete.

@@ -30,7 +30,7 @@ use lru::LruCache;
 use crate::ids::{Incarnation, NodeId};
 use crate::routes::ForwardingTable;
 use crate::wire::PacketType;
-use crate::wire::bcast::{Bcast, BcastAck, Fate, Message, Part, Target, next_message};
+use crate::wire::bcast::{Bcast, BcastAck, Fate, Message, Part, next_message};
 use crate::wire::packet::Packet;
 use crate::wire::reader::WireError;
 use custody::Custodies;
@@ -83,7 +83,7 @@ pub struct BroadcastStats {
     pub delivered: u64,
     /// Messages, or parts, that came again.
     pub duplicates: u64,
-    /// Transfers that were planned anew because a link or a node went.
+    /// Transfers that were planned anew because a link or a node went, or did not answer.
     pub replanned: u64,
     /// Packets sent back, or got back, because there was no memory for them.
     pub busy: u64,
@@ -412,15 +412,5 @@ impl Broadcast {
             Some(since) => _ = self.gaps.insert(origin, since),
             None => _ = self.gaps.remove(&origin),
         }
-    }
-
-    /// The highest number up to which this node has everything that an origin has sent to it.
-    pub fn highest(&self, origin: NodeId) -> u64 {
-        self.origins.peek(&origin).map_or(0, Order::highest)
-    }
-
-    /// What a batch would be planned to at this moment; for tests and tools.
-    pub fn plan_for(&self, targets: &[Target]) -> plan::Plan {
-        plan::plan(&self.table, targets)
     }
 }

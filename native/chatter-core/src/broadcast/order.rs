@@ -60,11 +60,6 @@ impl Order {
         Self { incarnation, highest: 0, held, assembly, gap_since: None, limit }
     }
 
-    /// The highest number up to which all has been delivered.
-    pub fn highest(&self) -> u64 {
-        self.highest
-    }
-
     /// Whether a piece has come already.
     pub fn is_known(&self, seq: u64) -> bool {
         seq <= self.highest || self.held.contains_key(&seq)

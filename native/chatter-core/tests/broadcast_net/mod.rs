@@ -126,6 +126,8 @@ pub struct World {
     /// BCAST packets sent over each pair of ends.
     pub carried: BTreeMap<(usize, usize), u64>,
     pub rng: Xoshiro256PlusPlus,
+    /// Of so many packets one is lost, if any.
+    pub lose: Option<u32>,
     /// How late nodes learn of changes, at most.
     pub lag: Duration,
     config: BroadcastConfig,
@@ -163,6 +165,7 @@ impl World {
             last: Duration::ZERO,
             carried: BTreeMap::new(),
             rng: Xoshiro256PlusPlus::seed_from_u64(seed),
+            lose: None,
             lag: Duration::from_millis(50),
             config,
             next_link: 0,
@@ -264,6 +267,9 @@ impl World {
             let bytes = packet.to_vec();
             if bytes[3] == PacketType::Bcast as u8 {
                 *self.carried.entry((at, to)).or_default() += 1;
+            }
+            if self.lose.is_some_and(|share| self.rng.random_range(0..share) == 0) {
+                continue;
             }
             self.push(self.now + HOP, Event::Packet { from: at, to, link, bytes });
         }
