@@ -226,7 +226,7 @@ fn the_table_finds_channels() {
         (vec!["one", "two"], vec!["three"], 3)
     );
     assert_eq!(table.judge_open(start(), A, &open(20, 7, 1), None), OpenVerdict::Known("two"));
-    assert_eq!(table.judge_open(start(), A, &open(10, 9, 1), None), OpenVerdict::New(vec![]));
+    assert_eq!(table.judge_open(start(), A, &open(10, 9, 1), life(1)), OpenVerdict::New(vec![]));
     table.learn(one, Incarnation(1), ChannelIndex(10), 9);
     assert_eq!(table.judge_open(start(), A, &open(10, 9, 1), None), OpenVerdict::Known("one"));
     let reset = |from, to| Reset {
@@ -244,6 +244,10 @@ fn the_table_finds_channels() {
     assert_eq!((table.to(A), table.len()), (vec!["two"], 2));
 }
 
+fn life(life: u64) -> Option<Incarnation> {
+    Some(Incarnation(life))
+}
+
 fn open(index: u32, epoch: u64, life: u64) -> Open {
     let (index, incarnation) = (ChannelIndex(index), Incarnation(life));
     Open { index, epoch, incarnation, window: 1, name: String::new() }
@@ -257,12 +261,30 @@ fn a_former_life_opens_nothing() {
     let (index, now) = (ChannelIndex(1), start());
     table.insert(index, (A, Incarnation(5)), Some((ChannelIndex(20), 7)), "five");
     assert_eq!(table.judge_open(now, A, &open(21, 8, 4), None), OpenVerdict::Stale);
-    assert_eq!(table.judge_open(now, A, &open(21, 8, 5), Some(Incarnation(6))), OpenVerdict::Stale);
-    assert_eq!(table.judge_open(now, A, &open(21, 8, 6), None), OpenVerdict::New(vec!["five"]));
-    assert_eq!(table.judge_open(now, A, &open(21, 8, 5), None), OpenVerdict::New(vec![]));
+    assert_eq!(table.judge_open(now, A, &open(21, 8, 5), life(6)), OpenVerdict::Stale);
+    assert_eq!(table.judge_open(now, A, &open(21, 8, 6), life(6)), OpenVerdict::New(vec!["five"]));
+    assert_eq!(table.judge_open(now, A, &open(21, 8, 5), life(5)), OpenVerdict::New(vec![]));
     table.remove(now, index, None);
     assert_eq!(table.judge_open(now, A, &open(20, 7, 5), None), OpenVerdict::Stale, "come late");
-    assert_eq!(table.judge_open(now, A, &open(20, 9, 5), None), OpenVerdict::New(vec![]));
+    assert_eq!(table.judge_open(now, A, &open(20, 9, 5), life(5)), OpenVerdict::New(vec![]));
+}
+
+/// Given OPENs of a node that the tables do not know, or know in a former life only, expect them to wait
+/// until they know that life; of many, the newest of each node, up to a limit.
+#[test]
+fn a_life_that_the_tables_do_not_know_waits() {
+    let mut table = Table::<&str>::new(10);
+    let now = start();
+    assert_eq!(table.judge_open(now, A, &open(21, 8, 6), None), OpenVerdict::Wait);
+    assert_eq!(table.judge_open(now, A, &open(22, 9, 6), life(5)), OpenVerdict::Wait);
+    assert_eq!(table.judge_open(now, B, &open(23, 9, 6), None), OpenVerdict::Wait);
+    assert_eq!(table.take_held(A), Some(open(22, 9, 6)));
+    assert_eq!(table.judge_open(now, A, &open(22, 9, 6), life(6)), OpenVerdict::New(vec![]));
+    for id in 1_000..2_000 {
+        table.judge_open(now, NodeId(id), &open(21, 8, 6), None);
+    }
+    let held = (0..2_000).filter(|id| table.take_held(NodeId(*id)).is_some()).count();
+    assert!((1..=256).contains(&held), "{held}");
 }
 
 /// Given a channel that was closed here and is not confirmed, expect no OPEN either way before it is;
@@ -275,10 +297,10 @@ fn nothing_begins_before_both_have_seen_the_end() {
     assert!(table.may_open(A));
     table.closing(index);
     assert!(!table.may_open(A) && table.may_open(B));
-    assert_eq!(table.judge_open(now, A, &open(21, 8, 5), None), OpenVerdict::Wait);
+    assert_eq!(table.judge_open(now, A, &open(21, 8, 5), life(5)), OpenVerdict::Wait);
     assert_eq!(table.take_held(A), None);
     let former = OpenVerdict::New(vec!["old"]);
-    assert_eq!(table.judge_open(now, A, &open(22, 9, 6), None), former, "that life is over");
+    assert_eq!(table.judge_open(now, A, &open(22, 9, 6), life(6)), former, "that life is over");
     table.remove(now, index, None);
     assert!(table.may_open(A));
     assert_eq!(table.take_held(A), Some(open(21, 8, 5)));
@@ -313,7 +335,7 @@ fn who_was_given_up_is_told_before_anything_begins() {
     assert_eq!(table.farewells().poll_timeout(), None);
     table.farewells().handle_route_change(now, B);
     assert!(poll(&mut table, now).is_some());
-    assert_eq!(table.judge_open(now, B, &open(9, 9, 200), None), OpenVerdict::Wait);
+    assert_eq!(table.judge_open(now, B, &open(9, 9, 200), life(200)), OpenVerdict::Wait);
     let ack = Reset { from_index: reset.to_index, to_index: reset.from_index, ..reset };
     assert!(table.farewells().handle_confirmed(B, &ack));
     assert!(table.may_open(B) && table.take_held(B).is_some());

@@ -119,7 +119,10 @@ impl Node {
     pub(crate) fn apply(self: &Arc<Self>, event: &ControlEvent) {
         match event {
             ControlEvent::NodeDown { id, incarnation, .. } => {
-                self.end_channels(*id, |life| life == *incarnation, ResetReason::Unreachable);
+                // A later life may have granted a channel before the tables knew it.
+                let gone = self.table().route(*id).is_none();
+                let over = |life| life == *incarnation || (gone && life > *incarnation);
+                self.end_channels(*id, over, ResetReason::Unreachable);
             }
             ControlEvent::NodeUp { id, incarnation, .. } => {
                 self.end_channels(*id, |life| life < *incarnation, ResetReason::Restarted);
@@ -127,8 +130,10 @@ impl Node {
                 let mut channels = self.channels.0.write();
                 channels.farewells().handle_reachable(now, *id, *incarnation);
                 drop(channels);
+                self.take_up_open(*id);
                 self.service.wake();
             }
+            ControlEvent::NodeFound { id } => self.take_up_open(*id),
             ControlEvent::Reborn { incarnation } => {
                 self.begin_life(*incarnation);
                 for channel in self.channels.all() {

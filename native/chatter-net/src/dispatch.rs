@@ -6,16 +6,15 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use chatter_core::channel::receive::Piggyback;
-use chatter_core::channel::table::OpenVerdict;
 use chatter_core::ids::ChannelIndex;
 use chatter_core::relay::{self, Content, Routed};
-use chatter_core::wire::data::{DropReason, Open, Reset, ResetReason};
+use chatter_core::wire::data::{DropReason, Reset, ResetReason};
 use chatter_core::wire::packet::Packet as OutPacket;
 use chatter_core::wire::reader::WireError;
 use chatter_core::wire::routed::{FLAG_MARKED, RoutedHeader};
 use chatter_core::wire::{Packet, PacketType, next_packet};
 
-use crate::channel::{Channel, State, Wanted};
+use crate::channel::{Channel, State};
 use crate::driver::Input;
 use crate::link::{INLINE_BUDGET, Link};
 use crate::node::Node;
@@ -111,7 +110,7 @@ impl Dispatch {
                     channel.handle_ack(&self.node, &ack, header.flags & FLAG_MARKED != 0);
                 }
             }
-            Content::Open(open) => self.open(header, &open),
+            Content::Open(open) => self.node.open_asked(header.source, &open),
             Content::Opened(opened) => {
                 let channel = self.channel(header);
                 if !channel.is_some_and(|channel| channel.handle_opened(&self.node, &opened)) {
@@ -125,7 +124,7 @@ impl Dispatch {
                     Some(channel) => channel.handle_reset_ack(&self.node),
                     None => _ = self.node.channels.confirmed(header.source, &reset),
                 }
-                self.held(header);
+                self.node.take_up_open(header.source);
             }
             Content::Unreachable(notice) => {
                 self.node.stats.unreachable_notices.fetch_add(1, Ordering::Relaxed);
@@ -163,38 +162,6 @@ impl Dispatch {
         Some(channel)
     }
 
-    fn open(&mut self, header: &RoutedHeader, open: &Open) {
-        let life = self.node.table().route(header.source).map(|route| route.incarnation);
-        match self.node.channels.judge_open(header.source, open, life) {
-            OpenVerdict::Known(channel) => channel.confirm_open(&self.node),
-            OpenVerdict::Stale | OpenVerdict::Wait => {}
-            OpenVerdict::New(former) => {
-                for channel in former {
-                    channel.peer_gone(&self.node, ResetReason::Restarted);
-                }
-                self.grant(header, open);
-            }
-        }
-    }
-
-    fn grant(&mut self, header: &RoutedHeader, open: &Open) {
-        let channel = self.node.add_channel(header.source, &Wanted::There(open));
-        match channel {
-            Some(channel) if self.node.host.accept(channel.clone()) => {
-                channel.confirm_open(&self.node);
-            }
-            Some(channel) => channel.close(ResetReason::Refused),
-            None => self.refuse_channel(header, open.index, ResetReason::Refused),
-        }
-    }
-
-    /// Takes up an OPEN that waited for the end of a channel before.
-    fn held(&mut self, header: &RoutedHeader) {
-        if let Some(open) = self.node.channels.take_held(header.source) {
-            self.open(header, &open);
-        }
-    }
-
     fn reset(&mut self, header: &RoutedHeader, reset: &Reset) {
         match self.node.channels.find_reset(header.source, reset) {
             Some(channel) => {
@@ -207,7 +174,7 @@ impl Dispatch {
                 self.answer(header, relay::confirm_reset(self.node.me.id, header, reset));
             }
         }
-        self.held(header);
+        self.node.take_up_open(header.source);
     }
 
     fn refuse_channel(&self, header: &RoutedHeader, index: ChannelIndex, reason: ResetReason) {

@@ -22,6 +22,7 @@ mod interfaces;
 pub mod link;
 pub mod listen;
 pub mod node;
+mod opening;
 pub mod reader;
 pub mod service;
 pub mod transport;

@@ -382,7 +382,10 @@ impl World {
     // ===== from the control plane =====
 
     pub(crate) fn end_life(&mut self, at: usize, peer: NodeId, life: Incarnation) {
-        self.end_lives(at, peer, |other| other == life, ResetReason::Unreachable);
+        // A later life may have granted a channel before the tables knew it.
+        let gone = self.hosts[at].life_of(peer).is_none();
+        let over = |other| other == life || (gone && other > life);
+        self.end_lives(at, peer, over, ResetReason::Unreachable);
     }
 
     pub(crate) fn end_former_lives(&mut self, at: usize, peer: NodeId, life: Incarnation) {

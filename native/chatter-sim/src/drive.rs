@@ -74,6 +74,7 @@ impl World {
                 self.trace.line(self.now, format_args!("n{at} n{peer} up, life {incarnation}"));
                 self.checker.node_up(at, peer, *incarnation);
                 self.end_former_lives(at, *id, *incarnation);
+                self.take_up_open(at, *id);
             }
             ControlEvent::NodeDown { id, incarnation, .. } => {
                 let peer = self.ids[id];
@@ -88,6 +89,7 @@ impl World {
             ControlEvent::NodeFound { id } => {
                 let peer = self.ids[id];
                 self.trace.line(self.now, format_args!("n{at} n{peer} has a route again"));
+                self.take_up_open(at, *id);
             }
             ControlEvent::RouteChanged { ids } => self.routes_changed(at, ids),
             ControlEvent::Dial { neighbour, spec, dial_seq } => {

@@ -1,7 +1,7 @@
 //! Routed packets: for a channel here, or to be passed on.
 
 use chatter_core::channel::table::OpenVerdict;
-use chatter_core::ids::ChannelIndex;
+use chatter_core::ids::{ChannelIndex, NodeId};
 use chatter_core::relay::{self, Content, Routed};
 use chatter_core::sched::Lane;
 use chatter_core::wire::data::{DropReason, Open, Reset, ResetReason};
@@ -46,7 +46,7 @@ impl World {
                     self.carry_on(at, index);
                 }
             }
-            Content::Open(open) => self.open(at, header, &open),
+            Content::Open(open) => self.open(at, header.source, &open),
             Content::Opened(opened) => match known {
                 Some(index) => {
                     let Some(channel) = channels.all.get_mut(&index) else { return };
@@ -77,7 +77,7 @@ impl World {
                 } else {
                     channels.table.farewells().handle_confirmed(header.source, &reset);
                 }
-                self.held(at, header);
+                self.take_up_open(at, header.source);
             }
             Content::Unreachable(notice) => {
                 let sent = channels.table.find_sent(&notice.quoted).map(|index| index.0);
@@ -89,34 +89,35 @@ impl World {
         }
     }
 
-    fn open(&mut self, at: usize, header: &RoutedHeader, open: &Open) {
+    fn open(&mut self, at: usize, source: NodeId, open: &Open) {
         let now = self.clock.instant(self.now);
-        let life = self.hosts[at].life_of(header.source);
+        let life = self.hosts[at].life_of(source);
         let table = &mut self.hosts[at].channels.table;
-        match table.judge_open(now, header.source, open, life) {
+        match table.judge_open(now, source, open, life) {
             OpenVerdict::Known(index) => self.confirm_open(at, index.0),
             OpenVerdict::Stale | OpenVerdict::Wait => {}
             OpenVerdict::New(former) => {
                 if !former.is_empty() {
-                    self.end_former_lives(at, header.source, open.incarnation);
+                    self.end_former_lives(at, source, open.incarnation);
                 }
-                self.grant(at, header, open);
+                self.grant(at, source, open);
             }
         }
     }
 
-    /// Takes up an OPEN that waited for the end of a channel before.
-    fn held(&mut self, at: usize, header: &RoutedHeader) {
-        if let Some(open) = self.hosts[at].channels.table.take_held(header.source) {
-            self.open(at, header, &open);
+    /// Takes up an OPEN that had to wait.
+    pub(crate) fn take_up_open(&mut self, at: usize, source: NodeId) {
+        if let Some(open) = self.hosts[at].channels.table.take_held(source) {
+            self.open(at, source, &open);
         }
     }
 
-    fn grant(&mut self, at: usize, header: &RoutedHeader, open: &Open) {
+    fn grant(&mut self, at: usize, source: NodeId, open: &Open) {
         let me = self.hosts[at].id;
-        let Some(index) = self.add_channel(at, header.source, Err(open)) else {
-            let reset = relay::refuse(me, header, open.index, ResetReason::Refused);
-            return self.answer(at, header.source, reset);
+        let Some(index) = self.add_channel(at, source, Err(open)) else {
+            let asked = RoutedHeader::to(me, source, ChannelIndex::UNKNOWN);
+            let reset = relay::refuse(me, &asked, open.index, ResetReason::Refused);
+            return self.answer(at, source, reset);
         };
         if self.user_accepts(at, index.0) {
             self.confirm_open(at, index.0);
@@ -143,10 +144,10 @@ impl World {
             channel.inc.handle_reset(now, reset);
             self.poll_end(at, index);
             self.carry_on(at, index);
-            return self.held(at, header);
+            return self.take_up_open(at, header.source);
         }
         channels.table.farewells().handle_confirmed(header.source, reset);
-        self.held(at, header);
+        self.take_up_open(at, header.source);
         let answer = relay::confirm_reset(self.hosts[at].id, header, reset);
         self.answer(at, header.source, answer);
     }

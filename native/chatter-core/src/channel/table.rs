@@ -13,7 +13,7 @@ use crate::wire::routed::RoutedHeader;
 /// Epochs of ended channels that are remembered: an OPEN that comes late must not open one again.
 const ENDED_LIMIT: usize = 1024;
 
-/// OPENs that wait for the end of a channel before, one per node.
+/// OPENs that wait for the end of a channel before, or for a route, one per node.
 const HELD_LIMIT: usize = 256;
 
 /// The channels of a node; `C` is how the caller holds one.
@@ -48,8 +48,8 @@ pub enum OpenVerdict<C> {
     Known(C),
     /// It is of a former life, or of a channel that has ended: nothing.
     Stale,
-    /// The other end has not confirmed yet that a channel before is over: it is kept, and comes back
-    /// from [`Table::take_held`].
+    /// The other end has not confirmed yet that a channel before is over, or the tables do not know
+    /// its life: it is kept, and comes back from [`Table::take_held`].
     Wait,
     /// Grant it, or refuse it, after ending these channels to a former life.
     New(Vec<C>),
@@ -148,7 +148,8 @@ impl<C: Clone> Table<C> {
         !self.farewells.has(peer) && !self.entries(peer).any(|entry| entry.closing)
     }
 
-    /// Judges an OPEN of `source`, whose present life is `life` as far as the tables know.
+    /// Judges an OPEN of `source`, whose present life is `life` as far as the tables know. While they do
+    /// not know the life that asks, it waits: nobody would tell of the end of that life.
     pub fn judge_open(
         &mut self,
         now: Instant,
@@ -167,19 +168,30 @@ impl<C: Clone> Table<C> {
             return OpenVerdict::Stale;
         }
         self.farewells.forget_older(source, open.incarnation);
+        if life != Some(open.incarnation) {
+            self.hold(source, open);
+            return OpenVerdict::Wait;
+        }
         let closing = |entry: &Entry<C>| entry.closing && entry.incarnation == open.incarnation;
         if self.farewells.has(source) || self.entries(source).any(closing) {
             self.farewells.handle_reachable(now, source, open.incarnation);
-            if self.held.len() < HELD_LIMIT || self.held.contains_key(&source) {
-                self.held.insert(source, open.clone());
-            }
+            self.hold(source, open);
             return OpenVerdict::Wait;
         }
         let former = self.entries(source).filter(|entry| entry.incarnation < open.incarnation);
         OpenVerdict::New(former.map(|entry| entry.channel.clone()).collect())
     }
 
-    /// The OPEN of `source` that waited, if it need not wait any longer: to be judged again.
+    fn hold(&mut self, source: NodeId, open: &Open) {
+        if self.held.len() >= HELD_LIMIT && !self.held.contains_key(&source) {
+            // It comes again.
+            self.held.pop_first();
+        }
+        self.held.insert(source, open.clone());
+    }
+
+    /// The OPEN of `source` that waited, when its channels before are over, or its life has become
+    /// known: to be judged again.
     pub fn take_held(&mut self, source: NodeId) -> Option<Open> {
         if !self.held.contains_key(&source) || !self.may_open(source) {
             return None;
