@@ -30,9 +30,6 @@
 -define(DIAL_WAIT_MS, 1000).
 -define(DIALS, 5).
 
-%% How long a new connection waits at most for `global' to hear of those that have ended.
--define(SETTLE_MS, 2000).
-
 %% How often a channel is asked for that ends before it is granted.
 -define(OPENS, 3).
 
@@ -146,7 +143,8 @@ accept_connection(Acceptor, Socket, MyNode, Allowed, SetupTime) ->
 do_accept(Kernel, Acceptor, {Channel, Index}, MyNode, Allowed, SetupTime) ->
     receive {Acceptor, controller} -> ok end,
     Timer = dist_util:start_timer(SetupTime),
-    ok = settle(Timer, SetupTime),
+    ok = chatter_node:await_settled(),
+    dist_util:reset_timer(Timer),
     case chatter_nif:take(Channel) of
         {ok, Messages} ->
             lists:foreach(fun({M, C}) -> self() ! {chatter, Index, {handshake, M, C}} end,
@@ -169,16 +167,26 @@ setup(Node, Type, MyNode, LongOrShortNames, SetupTime) ->
 do_setup(Kernel, Node, {Type, LongOrShortNames}, MyNode, SetupTime) ->
     Timer = dist_util:start_timer(SetupTime),
     ok = check_name(Node, LongOrShortNames),
+    Times = settled(Node),
     ok = own_name_known(MyNode),
-    {Channel, Index} = open(Node, {Timer, SetupTime}, ?OPENS),
+    {Channel, Index} = open(Node, {Timer, Times}, ?OPENS),
     HSData = hs_data(Channel, Index, Kernel, MyNode, Timer),
     dist_util:handshake_we_started(
       HSData#hs_data{other_node = Node, other_version = 6, request_type = Type}).
 
-%% The wait must leave time for the handshake.
-settle(Timer, SetupTime) ->
-    ok = chatter_node:settle(min(?SETTLE_MS, SetupTime div 2)),
-    dist_util:reset_timer(Timer).
+%% An attempt cannot wait until things are settled, nor go on when they were not since it began: the
+%% VM keeps what `global' sends meanwhile, and would deliver it. Who wants to connect tries again.
+settled(Node) ->
+    case chatter_node:settled() of
+        {ok, Times} -> Times;
+        unsettled -> ?shutdown2(Node, unsettled)
+    end.
+
+still_settled(Node, Times) ->
+    case chatter_node:settled() of
+        {ok, Times} -> ok;
+        _ -> ?shutdown2(Node, unsettled)
+    end.
 
 %% A node of `net_kernel:start(Name, #{dist_listen => false})' learns its name only here.
 own_name_known(MyNode) ->
@@ -187,10 +195,10 @@ own_name_known(MyNode) ->
 
 %% A node that was just restarted may still be known as its former life: then the first channel
 %% comes to nothing, and the tables know better a moment later.
-open(Node, {Timer, SetupTime} = Timing, Opens) ->
+open(Node, {Timer, Times} = Begun, Opens) ->
     ok = find_route(Node),
     dist_util:reset_timer(Timer),
-    ok = settle(Timer, SetupTime),
+    ok = still_settled(Node, Times),
     case chatter_nif:open(atom_to_binary(Node)) of
         {ok, Channel, Index} ->
             receive
@@ -200,12 +208,12 @@ open(Node, {Timer, SetupTime} = Timing, Opens) ->
                 {chatter, Index, {closed, connection_refused}} ->
                     ?shutdown2(Node, connection_refused);
                 {chatter, Index, {closed, _}} when Opens > 1 ->
-                    open(Node, Timing, Opens - 1);
+                    open(Node, Begun, Opens - 1);
                 {chatter, Index, {closed, Reason}} ->
                     ?shutdown2(Node, Reason)
             end;
         {error, no_route} when Opens > 1 ->
-            open(Node, Timing, Opens - 1);
+            open(Node, Begun, Opens - 1);
         {error, Reason} ->
             ?shutdown2(Node, Reason)
     end.
