@@ -247,7 +247,7 @@ within(Min, Max, _) -> expected("an integer from ~b to ~b", [Min, Max]).
 one_of(Choices, V) ->
     case lists:member(V, Choices) of
         true -> {ok, V};
-        false -> expected("~ts", [lists:join(" or ", [atom_to_list(C) || C <- Choices])])
+        false -> expected("~ts", [lists:join(" or ", [io_lib:format("~tp", [C]) || C <- Choices])])
     end.
 
 log_levels() -> [emergency, alert, critical, error, warning, notice, info, debug].

@@ -19,7 +19,7 @@
 %% Of a frame: the control message ends before this, and the reader looks no further.
 -define(KEPT, 250).
 
-suite() -> [{timetrap, {seconds, 120}}].
+suite() -> [{timetrap, {minutes, 5}}].
 
 all() -> [every_operation].
 
@@ -49,8 +49,8 @@ every_operation(Config) ->
     ok = file:write_file(File, Lines),
     {Code, Output} = chatter_cluster:run(
                        "sh", ["-c", "PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin exec cargo test "
-                              "--locked --quiet --package chatter-core --test flow_frames"],
-                       110000, #{cd => chatter_cluster:root(), env => [{"CHATTER_FRAMES", File}]}),
+                              "--locked --quiet --workspace --test flow_frames"],
+                       280000, #{cd => chatter_cluster:root(), env => [{"CHATTER_FRAMES", File}]}),
     ct:log("~ts", [Output]),
     ?assertEqual({0, match}, {Code, re:run(Output, "1 passed", [{capture, none}])}).
 
