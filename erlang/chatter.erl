@@ -4,15 +4,18 @@
 -module(chatter).
 
 -export([nodes/0, neighbours/0, route/1, links/0, info/0, info/1, connect/1, disconnect/1,
-         topology/0, monitor_nodes/1, drain/1]).
+         topology/0, monitor_nodes/1, drain/1, peers/0, local_netid/0, get_local_ip/0]).
 -export([broadcast/2, broadcast/3, subscribe/1, subscribe/2, unsubscribe/1, add_handler/1,
          remove_handler/1]).
 
--export_type([neighbour/0]).
+-export_type([neighbour/0, net_id/0]).
 
 -type neighbour() :: node() | {node(), pos_integer()}
                    | {inet:hostname() | inet:ip_address(), inet:port_number()}.
 %% A node by name, with a metric, or by address: as in the configuration key `neighbours'.
+
+-type net_id() :: {net_id, inet:ip_address(), inet:port_number()}.
+%% Where a node takes links.
 
 %% drain/1 waits until nothing was passed on for so long, at most for the other, and looks so often.
 -define(DRAIN_QUIET_MS, 500).
@@ -179,6 +182,41 @@ add_handler(Handler) ->
 -spec remove_handler(atom()) -> ok.
 remove_handler(Type) ->
     chatter_broadcast:remove_handler(Type).
+
+%% @doc The other nodes that are known: those that the network can reach, and those found by
+%% multicast. Nodes that accept no links have no NetID and are left out.
+-spec peers() -> [net_id()].
+peers() ->
+    {_, Others} = ask(fun chatter_nif:net_ids/1, {[], []}),
+    lists:usort([Id || {_Name, Addresses} <- Others, {ok, Id} <- [net_id(Addresses)]]).
+
+%% @doc This node as the others know it: the first of the addresses that it tells them, an IPv4
+%% address if there is one, and its port. `{net_id, {127,0,0,1}, 0}' if it accepts no links.
+-spec local_netid() -> net_id().
+local_netid() ->
+    {Own, _} = ask(fun chatter_nif:net_ids/1, {[], []}),
+    case net_id(Own) of
+        {ok, Id} -> Id;
+        none -> {net_id, {127, 0, 0, 1}, 0}
+    end.
+
+%% @doc The address of this node, see `local_netid/0'.
+-spec get_local_ip() -> inet:ip_address().
+get_local_ip() ->
+    {net_id, Ip, _} = local_netid(),
+    Ip.
+
+%% Loopback only if there is nothing else: it is the same for everybody.
+net_id(Addresses) ->
+    Ids = [{net_id, ip(Bytes), Port} || {Bytes, Port} <- Addresses],
+    V4 = [Id || {net_id, {_, _, _, _}, _} = Id <- Ids],
+    case [Id || {net_id, Ip, _} = Id <- V4 ++ Ids, element(1, Ip) =/= 127] ++ Ids of
+        [Id | _] -> {ok, Id};
+        [] -> none
+    end.
+
+ip(<<A, B, C, D>>) -> {A, B, C, D};
+ip(<<Ip:16/binary, _/binary>>) -> list_to_tuple([Word || <<Word:16>> <= Ip]).
 
 await_quiet(Begin, Limit) ->
     Passed = erlang:monotonic_time(millisecond) - Begin,

@@ -37,7 +37,11 @@
     neighbours := [neighbour()],
     links := auto | static,
     routes := [{node(), node()}],
-    multicast := boolean(),
+    multicast := boolean(), multicast_addr := inet:ip_address(),
+    multicast_port := inet:port_number(), multicast_ttl := non_neg_integer(),
+    multicast_if := auto | all | [string()], multicast_rate := pos_integer(),
+    multicast_queue := pos_integer(), beacon_ms := pos_integer(),
+    discovery_links := non_neg_integer(),
     log_level := logger:level(),
     workers := pos_integer(), busy_poll_us := non_neg_integer(),
     epmd_request_ms := pos_integer(), epmd_max_pending := pos_integer(),
@@ -74,6 +78,8 @@
 -define(MAX_ROUTES, 64).
 %% Addresses are told to every node of the network: keep the list short.
 -define(MAX_ADVERTISE, 16).
+%% Each is a socket.
+-define(MAX_INTERFACES, 64).
 %% A key is a line of text. More than this is the wrong file.
 -define(MAX_KEY_FILE_BYTES, 4096).
 %% A refused value is quoted up to this many characters.
@@ -122,7 +128,9 @@ defaults() ->
         neighbours => [],
         links => auto,
         routes => [],
-        multicast => true,
+        multicast => true, multicast_addr => {224, 1, 1, 1}, multicast_port => 29999,
+        multicast_ttl => 4, multicast_if => auto, multicast_rate => 2500000,
+        multicast_queue => 256 * ?KIB, beacon_ms => 10000, discovery_links => 2,
         log_level => info,
         workers => 2, busy_poll_us => 100,
         epmd_request_ms => 10000, epmd_max_pending => 2000,
@@ -164,6 +172,14 @@ check(neighbours, V) -> neighbours(V);
 check(links, V) -> one_of([auto, static], V);
 check(routes, V) -> routes(V);
 check(multicast, V) -> one_of([true, false], V);
+check(multicast_addr, V) -> group(V);
+check(multicast_port, V) -> within(1, 65535, V);
+check(multicast_ttl, V) -> within(0, 255, V);
+check(multicast_if, V) -> interfaces(V);
+check(multicast_rate, V) -> within(10000, 10000000000, V);
+check(multicast_queue, V) -> within(4 * ?KIB, 64 * ?MIB, V);
+check(beacon_ms, V) -> within(100, 600000, V);
+check(discovery_links, V) -> within(0, 64, V);
 check(hello_ms, V) -> within(10, 60000, V);
 check(hold_ms, V) -> within(10, 600000, V);
 check(unreachable_ms, V) -> within(0, 600000, V);
@@ -209,12 +225,14 @@ check(log_level, V) -> one_of(log_levels(), V).
 
 %% Keys of the contract that nothing in this version reads: accepting them would promise something.
 later() ->
-    [multicast_addr, multicast_port, multicast_ttl, multicast_if] ++
-        [flow_backpressure, flow_quota, on_loss].
+    [on_loss].
 
 variable(my_addr) -> "CHATTER_ADDRESS";
 variable(my_port) -> "CHATTER_PORT";
 variable(key) -> "CHATTER_KEY";
+variable(multicast_addr) -> "CHATTER_MULTICAST_ADDRESS";
+variable(multicast_port) -> "CHATTER_MULTICAST_PORT";
+variable(multicast_ttl) -> "CHATTER_MULTICAST_TTL";
 variable(_) -> none.
 
 %% What must hold between keys that are each fine alone.
@@ -269,6 +287,43 @@ listen_port(V) ->
 
 port_number({Port, ""}) when is_integer(Port), 0 =< Port, Port =< 65535 -> {ok, Port};
 port_number(_) -> expected("auto, or a port from 1 to 65535, or 0 for any free one", []).
+
+group(V) ->
+    case ip(V) of
+        {ok, {A, _, _, _} = Ip} when 224 =< A, A =< 239 -> {ok, Ip};
+        {ok, {A, _, _, _, _, _, _, _} = Ip} when A band 16#ff00 =:= 16#ff00 -> {ok, Ip};
+        _ -> expected("a multicast group: an IPv4 address from 224.0.0.0 to 239.255.255.255, "
+                      "or an IPv6 address of ff00::/8", [])
+    end.
+
+interfaces(auto) -> {ok, auto};
+interfaces(all) -> {ok, all};
+interfaces(V) ->
+    Names = [interface(Item) || Item <- one_or_more(V)],
+    case lists:member(error, Names) orelse length(Names) > ?MAX_INTERFACES orelse Names =:= [] of
+        false -> {ok, [Name || {ok, Name} <- Names]};
+        true -> expected_interfaces()
+    end.
+
+%% A name, or an address that it has; what is kept is text.
+interface(V) when is_tuple(V) ->
+    case ip(V) of
+        {ok, Ip} -> {ok, inet:ntoa(Ip)};
+        error -> error
+    end;
+interface(V) ->
+    case text(V) of
+        {ok, Text} ->
+            case re:run(Text, "^[^\\s/]{1,45}$", [{capture, none}, unicode, dollar_endonly]) of
+                match -> {ok, Text};
+                nomatch -> error
+            end;
+        error -> error
+    end.
+
+expected_interfaces() ->
+    expected("auto, all, or a list of at most ~b names or addresses of interfaces",
+             [?MAX_INTERFACES]).
 
 advertise(auto) ->
     {ok, auto};
@@ -427,7 +482,16 @@ value(Key, Given, Env) ->
     end.
 
 value_of_variable(Key, _, false) -> maps:get(Key, defaults());
-value_of_variable(Key, Variable, Text) -> accept(Key, Text, [" (from ", Variable, ")"]).
+value_of_variable(Key, Variable, Text) ->
+    accept(Key, number(Key, Text), [" (from ", Variable, ")"]).
+
+%% Variables are text.
+number(Key, Text) when Key =:= multicast_port; Key =:= multicast_ttl ->
+    case string:to_integer(Text) of
+        {N, Rest} when is_integer(N), Rest =:= ""; is_integer(N), Rest =:= <<>> -> N;
+        _ -> Text
+    end;
+number(_, Text) -> Text.
 
 accept(Key, Value, Origin) ->
     case check(Key, Value) of

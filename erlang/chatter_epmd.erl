@@ -1,8 +1,9 @@
 %% SPDX-License-Identifier: Apache-2.0
 %%
-%% The `-epmd_module' of Chatter, and the interface of its host registry: names of the nodes on
-%% a host and where they listen, by the protocol of epmd. Routing and discovery know more about
-%% nodes; whoever wants all of it composes them with this module, which asks registries only.
+%% The `-epmd_module' of Chatter, and the interface of its host registry: names of the nodes on a
+%% host and where they listen, by the protocol of epmd. Nodes of Chatter that were found in other
+%% ways, as discovery does, are known too: `lookup/2' asks the source that `set_source/1' names
+%% before it asks a registry. The other questions are of all carriers, and for registries alone.
 %%
 %% `start_link/0' starts chatter_epmd_sup, where the picture of the processes is. Questions run
 %% in the process that asks.
@@ -12,13 +13,16 @@
 
 -export([start_link/0, names/0, names/1, register_node/2, register_node/3]).
 -export([port_please/2, port_please/3, address_please/3, listen_port_please/2]).
--export([lookup/2, lookup/3, info/0, main/0, main/1]).
+-export([lookup/2, lookup/3, set_source/1, info/0, main/0, main/1]).
 -export_type([node_info/0]).
 
 %% The versions of the distribution protocol that this VM may speak.
 -define(DIST_LOW, 6).
 -define(DIST_HIGH, 6).
 -define(LOOKUP_MS, 5000).
+
+%% The type of a node that is not hidden, in the protocol of epmd.
+-define(NORMAL_NODE, 77).
 
 -type name() :: atom() | string() | binary().
 -type host() :: atom() | string() | inet:ip_address().
@@ -121,7 +125,14 @@ listen_port_please(_Name, _Host) ->
         _ -> {ok, 0}
     end.
 
-%% @doc All that the registry of a host knows about a node.
+%% @doc Names a function that knows where nodes of Chatter listen, without a registry: of name and
+%% host it makes the address and port, at once. The last one given counts, for this VM.
+-spec set_source(fun((string(), string()) ->
+          {ok, inet:ip_address(), inet:port_number()} | none)) -> ok.
+set_source(Source) ->
+    persistent_term:put({?MODULE, source}, Source).
+
+%% @doc All that the source or the registry of a host knows about a node.
 -spec lookup(name(), host()) -> {ok, node_info()} | {error, noport | unreachable | term()}.
 lookup(Name, Host) -> lookup(Name, Host, ?LOOKUP_MS).
 
@@ -129,6 +140,22 @@ lookup(Name, Host) -> lookup(Name, Host, ?LOOKUP_MS).
 -spec lookup(name(), host(), timeout()) ->
           {ok, node_info()} | {error, noport | unreachable | term()}.
 lookup(Name, Host, Timeout) ->
+    case ask_source(Name, Host) of
+        {ok, Address, Port} ->
+            {ok, #{port => Port, chatter_port => Port, address => Address, version => ?DIST_HIGH,
+                   node_type => ?NORMAL_NODE, protocol => 0, extra => <<>>}};
+        none -> ask_registry(Name, Host, Timeout)
+    end.
+
+ask_source(Name, Host) when is_tuple(Host) -> ask_source(Name, inet:ntoa(Host));
+ask_source(Name, Host) ->
+    Source = persistent_term:get({?MODULE, source}, fun(_, _) -> none end),
+    %% It goes away with the distribution; then only registries are left.
+    try Source(to_string(to_binary(Name)), to_string(to_binary(Host)))
+    catch _:_ -> none
+    end.
+
+ask_registry(Name, Host, Timeout) ->
     case find(Name, Host, Timeout) of
         {ok, #{extra := Extra} = Entry, Address} ->
             Known = (maps:with([port, node_type, protocol, extra], Entry))

@@ -12,18 +12,18 @@
 -export([address/1, addresses/1, broadcast_dispatched/3, broadcast_fetch/0,
          broadcast_fetch_large/0, broadcast_figures/0, broadcast_handled/1, broadcast_owner/1,
          broadcast_send/3, broadcast_send_large/3, channels/1, close/1, connect/3, controller/2,
-         dial/3, disconnect/1, drain/1, fetch/2, governor/2, grant/2, handshake/2, info/1, input/1,
-         is_reachable/1, links/1, neighbours/0, node_start/1, node_stop/1, nodes/0, open/1,
-         pulse/0, route/1, send/2, set_acceptor/1, set_log_level/1, set_name/1, set_owner/0,
-         stat/1, take/1, topology/1, transit/0]).
+         dial/3, disconnect/1, drain/1, fetch/2, found/0, found_at/1, governor/2, grant/2,
+         handshake/2, info/1, input/1, is_reachable/1, links/1, neighbours/0, net_ids/1,
+         node_start/1, node_stop/1, nodes/0, open/1, pulse/0, route/1, send/2, set_acceptor/1,
+         set_log_level/1, set_name/1, set_owner/0, stat/1, take/1, topology/1, transit/0]).
 
 -nifs([address/1, addresses/1, broadcast_dispatched/3, broadcast_fetch/0, broadcast_fetch_large/0,
        broadcast_figures/0, broadcast_handled/1, broadcast_owner/1, broadcast_send/3,
        broadcast_send_large/3, channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1,
-       drain/1, fetch/2, governor/2, grant/2, handshake/2, info/1, input/1, is_reachable/1, links/1,
-       neighbours/0, node_start/1, node_stop/1, nodes/0, open/1, pulse/0, route/1, send/2,
-       set_acceptor/1, set_log_level/1, set_name/1, set_owner/0, stat/1, take/1, topology/1,
-       transit/0]).
+       drain/1, fetch/2, found/0, found_at/1, governor/2, grant/2, handshake/2, info/1, input/1,
+       is_reachable/1, links/1, neighbours/0, net_ids/1, node_start/1,
+       node_stop/1, nodes/0, open/1, pulse/0, route/1, send/2, set_acceptor/1, set_log_level/1,
+       set_name/1, set_owner/0, stat/1, take/1, topology/1, transit/0]).
 
 -export_type([channel/0, cost/0, frames/0, spec/0]).
 
@@ -130,7 +130,8 @@ connect(_Spec, _Metric, _Persistent) -> ?NOT_LOADED.
 -spec controller(channel(), pid()) -> ok.
 controller(_Channel, _Pid) -> ?NOT_LOADED.
 
-%% @doc The addresses (4 or 16 bytes each) that a neighbour was resolved to; none: it could not be.
+%% @doc The addresses (4 or 16 bytes each, or 16 and 4 of a scope) that a neighbour was resolved to;
+%% none: it could not be.
 -spec dial(non_neg_integer(), non_neg_integer(), [{binary(), inet:port_number()}]) -> ok.
 dial(_Neighbour, _Seq, _Addresses) -> ?NOT_LOADED.
 
@@ -147,6 +148,16 @@ drain(_Drain) -> ?NOT_LOADED.
 %% other atom (with no frames) is why the channel is over.
 -spec fetch(channel(), cost()) -> {[binary()], cost(), more | idle | atom()}.
 fetch(_Channel, _Granted) -> ?NOT_LOADED.
+
+%% @doc The nodes found by multicast: name, id, incarnation, addresses, and how many ms ago they
+%% were heard and said that they hear this one.
+-spec found() -> [map()].
+found() -> ?NOT_LOADED.
+
+%% @doc Where a node that was found by multicast can be dialled; none if dialling it there has
+%% failed lately.
+-spec found_at(binary()) -> [{binary(), inet:port_number()}].
+found_at(_Name) -> ?NOT_LOADED.
 
 %% @doc The VM has taken frames of this cost.
 -spec grant(channel(), cost()) -> ok.
@@ -175,6 +186,11 @@ links(_Ref) -> ?NOT_LOADED.
 %% @doc Names of the nodes at the other ends of live links.
 -spec neighbours() -> [binary()].
 neighbours() -> ?NOT_LOADED.
+
+%% @doc Asks for addresses: `{Ref, {Own, [{Name, Addresses}]}}' comes as a message if the result is
+%% `true', with this node's own, and those of all nodes that are reachable or found by multicast.
+-spec net_ids(reference()) -> boolean().
+net_ids(_Ref) -> ?NOT_LOADED.
 
 %% @doc Starts the node; takes a tenth of a second if the key comes from a cookie. Events go to the
 %% caller: `{chatter_event, Event}', `{chatter_log, Level, Line}'.

@@ -11,8 +11,8 @@
          peer_address/1, monitor_nodes/1, settled/0, await_settled/0]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 
-%% Spawned.
--export([find_port/2, find_addresses/1]).
+%% Spawned, and asked by chatter_epmd.
+-export([find_port/2, find_addresses/1, discovered/2]).
 
 -record(state, {
     config :: chatter_config:config() | undefined,
@@ -168,6 +168,7 @@ init([]) ->
     case prepare() of
         {ok, Config} ->
             ok = chatter_nif:set_log_level(maps:get(log_level, Config)),
+            ok = chatter_epmd:set_source(fun ?MODULE:discovered/2),
             %% After a crash the native node still runs, and events wait for a taker.
             _ = chatter_nif:set_owner(),
             ok = chatter_monitors:now_up(chatter_nif:nodes()),
@@ -430,6 +431,12 @@ find_port(Name, Host) ->
 resolve({address, Host, Port}) ->
     [{Ip, Port} || Ip <- host_addresses(binary_to_list(Host))];
 resolve({name, FullName}) ->
+    case chatter_nif:found_at(FullName) of
+        [] -> ask_registry(FullName);
+        Found -> Found
+    end.
+
+ask_registry(FullName) ->
     case string:split(binary_to_list(FullName), "@") of
         [Name, Host] ->
             case chatter_port(Name, Host) of
@@ -450,6 +457,16 @@ node_addresses(Name, Host) ->
                 {error, _} -> []
             end;
         false -> host_addresses(Host)
+    end.
+
+%% @private
+-spec discovered(string(), string()) -> {ok, inet:ip_address(), inet:port_number()} | none.
+discovered(Name, Host) ->
+    case chatter_nif:found_at(unicode:characters_to_binary([Name, $@, Host])) of
+        [{<<A, B, C, D>>, Port} | _] -> {ok, {A, B, C, D}, Port};
+        [{<<Ip:16/binary, _/binary>>, Port} | _] ->
+            {ok, list_to_tuple([Word || <<Word:16>> <= Ip]), Port};
+        [] -> none
     end.
 
 host_addresses(Host) ->
@@ -499,8 +516,8 @@ native_config(FullName, Listen, Config) ->
             gap_timeout_ms, control_queue, relay_queue, channel_queue,
             broadcast_window, broadcast_memory, max_broadcast,
             max_half_open, max_links, max_nodes, handshake_timeout_ms,
-            reconnect_min_ms, reconnect_max_ms, workers,
-            busy_poll_us],
+            reconnect_min_ms, reconnect_max_ms, workers, busy_poll_us, multicast, multicast_port,
+            multicast_ttl, multicast_rate, multicast_queue, beacon_ms, discovery_links],
     (maps:with(Keys, Config))#{
         name => unicode:characters_to_binary(FullName),
         flows => maps:get(flows, Config) =:= all,
@@ -510,6 +527,9 @@ native_config(FullName, Listen, Config) ->
         routes => [{atom_to_binary(To), atom_to_binary(Via)}
                    || {To, Via} <- maps:get(routes, Config)],
         advertise => native_advertise(maps:get(advertise, Config)),
+        multicast_addr => ip_bytes(maps:get(multicast_addr, Config)),
+        multicast_if => native_interfaces(maps:get(multicast_if, Config)),
+        dial_found => maps:get(links, Config) =:= auto,
         key => native_key(maps:get(key, Config))}.
 
 %% Without flows there is nobody to be told apart, and to be held back alone.
@@ -529,6 +549,10 @@ native_advertise(Hosts) ->
                       true -> [ip_bytes(H)];
                       false -> host_addresses(H)
                   end || H <- Hosts]).
+
+native_interfaces(Names) when is_list(Names) ->
+    {chosen, [unicode:characters_to_binary(Name) || Name <- Names]};
+native_interfaces(Which) -> Which.
 
 native_key(undefined) -> {cookie, atom_to_binary(auth:get_cookie())};
 native_key(Key) -> {key, Key}.

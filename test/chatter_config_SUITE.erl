@@ -120,6 +120,17 @@ good() ->
         {unix_sockets, [{true, true}, {false, false}]},
         {links, [{auto, auto}, {static, static}]},
         {multicast, [{true, true}, {false, false}]},
+        {multicast_addr, [
+            {{224, 1, 1, 1}, {224, 1, 1, 1}}, {"239.255.0.1", {239, 255, 0, 1}},
+            {<<"ff02::1234">>, {16#ff02, 0, 0, 0, 0, 0, 0, 16#1234}},
+            {'224.0.0.1', {224, 0, 0, 1}}
+        ]},
+        {multicast_if, [
+            {auto, auto}, {all, all}, {eth0, ["eth0"]}, {"eth0", ["eth0"]},
+            {["eth0", 'wlan0.1', <<"lo">>, {10, 0, 0, 1}], ["eth0", "wlan0.1", "lo", "10.0.0.1"]},
+            {{10, 0, 0, 1}, ["10.0.0.1"]}, {V6, ["2001:db8::1"]},
+            {lists:duplicate(64, a), lists:duplicate(64, "a")}
+        ]},
         {log_level, [
             {L, L}
          || L <- [emergency, alert, critical, error, warning, notice, info, debug]
@@ -207,6 +218,9 @@ bad() ->
              ['d@h'], [{'d@h', 'v@h', 1}],
              [{"d" ++ integer_to_list(N) ++ "@h", 'v@h'} || N <- lists:seq(1, 65)]]},
         {multicast, [yes, 0, "false"]},
+        {multicast_addr, ["", any, "10.0.0.1", {240, 0, 0, 1}, "2001:db8::1", "ff02::1%eth0", 224]},
+        {multicast_if, ["", '', [], "a b", "a\n", ["eth0", 5], {10, 0, 0, 256}, 5, ["a/b"],
+                        [[]], lists:duplicate(65, a)]},
         {log_level, [loud, all, none, "info", 7]},
         {neighbours,
             [[{Host, 29999}] || Host <- NotAHost -- ["a@b"]] ++
@@ -255,26 +269,27 @@ keys_without_meaning_yet(_) ->
             refused(Key, Value)
         )
      || {Key, Value} <- [
-            {multicast_addr, "224.1.1.1"}, {multicast_port, 29999}, {multicast_ttl, 4},
-            {multicast_if, "10.0.0.1"}, {on_loss, nodedown}
+            {on_loss, nodedown}
         ]
     ].
 
 %% Given environment variables alone, as text or bytes, they set their keys.
 variables_are_read(_) ->
     {ok, Config} = validate([], #{
-        "CHATTER_ADDRESS" => "::1", "CHATTER_PORT" => <<"29998">>, "CHATTER_KEY" => <<?SECRET>>
+        "CHATTER_ADDRESS" => "::1", "CHATTER_PORT" => <<"29998">>, "CHATTER_KEY" => <<?SECRET>>,
+        "CHATTER_MULTICAST_ADDRESS" => <<"239.1.1.1">>, "CHATTER_MULTICAST_PORT" => <<"29997">>,
+        "CHATTER_MULTICAST_TTL" => "1"
     }),
     ?assertEqual(
         (chatter_config:defaults())#{
-            my_addr := {0, 0, 0, 0, 0, 0, 0, 1}, my_port := 29998, key := <<?SECRET>>
+            my_addr := {0, 0, 0, 0, 0, 0, 0, 1}, my_port := 29998, key := <<?SECRET>>,
+            multicast_addr := {239, 1, 1, 1}, multicast_port := 29997, multicast_ttl := 1
         },
         Config
     ),
     {ok, Words} = validate([], #{"CHATTER_ADDRESS" => "any", "CHATTER_PORT" => "auto"}),
     ?assertEqual(chatter_config:defaults(), Words),
-    %% Variables of the contract that have no meaning yet are not looked at.
-    {ok, Ignored} = validate([], #{"CHATTER_MULTICAST_PORT" => "x", "CHATTER_HELLO_MS" => "x"}),
+    {ok, Ignored} = validate([], #{"CHATTER_HELLO_MS" => "x"}),
     ?assertEqual(chatter_config:defaults(), Ignored).
 
 %% Given a bad variable (an empty one too), the line names key and variable.
@@ -288,6 +303,9 @@ bad_variables_are_refused_by_both_names(_) ->
      || {Key, Variable, Values} <- [
             {"my_addr", "CHATTER_ADDRESS", ["", "nowhere", <<"1.2.3">>]},
             {"my_port", "CHATTER_PORT", ["", "x", "99999", <<"-5">>]},
+            {"multicast_addr", "CHATTER_MULTICAST_ADDRESS", ["", "10.0.0.1", <<"x">>]},
+            {"multicast_port", "CHATTER_MULTICAST_PORT", ["", "x", "0", <<"65536">>, "1 "]},
+            {"multicast_ttl", "CHATTER_MULTICAST_TTL", ["", "256", <<"-1">>]},
             {"key", "CHATTER_KEY", ["", <<>>]}
         ],
         Value <- Values
@@ -380,7 +398,7 @@ secrets_stay_secret(_) ->
             {[{keye, S}], #{}},
             {[{cookie, S}], #{}},
             {[{S, S}], #{}},
-            {[{multicast_ttl, S}], #{}}
+            {[{on_loss, S}], #{}}
         ]
     ].
 

@@ -22,6 +22,8 @@ rustler::atoms! {
     // broadcasts
     chatter_broadcasts, too_large, large, sent, tree_packets, delivered, replanned, unreachable, lost, gaps, damaged,
     own_bytes, kept_bytes,
+    // multicast
+    multicast, interfaces, rate, addresses, heard_ms, hears_us_ms,
     // log levels
     debug, info, warning, notice,
 }

@@ -1,13 +1,13 @@
 //! The configuration as Erlang hands it over; it has been validated there (`chatter_config`).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
 use chatter_core::broadcast::BroadcastConfig;
 use chatter_core::control::ControlConfig;
 use chatter_core::crypto::ClusterKey;
 use chatter_core::crypto::key::KeyError;
-use chatter_net::config::{ListenPort, NetConfig};
+use chatter_net::config::{Interfaces, ListenPort, MulticastConfig, NetConfig};
 use rustler::{Binary, NifMap, NifTaggedEnum};
 
 /// Which port to listen on.
@@ -16,6 +16,14 @@ pub(crate) enum Port {
     None,
     Fixed(u16),
     From(u16),
+}
+
+/// Which interfaces multicast uses.
+#[derive(NifTaggedEnum)]
+pub(crate) enum MulticastIf {
+    Auto,
+    All,
+    Chosen(Vec<String>),
 }
 
 /// Where the cluster secret comes from.
@@ -34,6 +42,17 @@ pub(crate) struct StartConfig<'a> {
     my_port: Port,
     unix_sockets: bool,
     advertise: Vec<Binary<'a>>,
+    multicast: bool,
+    multicast_addr: Binary<'a>,
+    multicast_port: u16,
+    multicast_ttl: u32,
+    multicast_if: MulticastIf,
+    multicast_rate: u64,
+    multicast_queue: usize,
+    beacon_ms: u64,
+    discovery_links: usize,
+    /// Whether found nodes are dialled at all.
+    dial_found: bool,
     key: KeySource<'a>,
     encryption: bool,
     hello_ms: u16,
@@ -93,7 +112,22 @@ impl StartConfig<'_> {
             },
             unix_sockets: self.unix_sockets,
             advertise: self.advertise.iter().filter_map(ip).collect(),
-            multicast: None,
+            multicast: ip(&self.multicast_addr).filter(|_| self.multicast).map(|group| {
+                MulticastConfig {
+                    group,
+                    port: self.multicast_port,
+                    ttl: self.multicast_ttl,
+                    interfaces: match self.multicast_if {
+                        MulticastIf::Auto => Interfaces::Auto,
+                        MulticastIf::All => Interfaces::All,
+                        MulticastIf::Chosen(names) => Interfaces::Chosen(names),
+                    },
+                    rate: self.multicast_rate,
+                    queue: self.multicast_queue,
+                    beacon: Duration::from_millis(self.beacon_ms),
+                    links: self.dial_found.then_some(self.discovery_links),
+                }
+            }),
             key,
             encryption: self.encryption,
             control,
@@ -132,4 +166,24 @@ pub(crate) fn ip(bytes: &Binary<'_>) -> Option<IpAddr> {
         return Some(v4.into());
     }
     <[u8; 16]>::try_from(bytes.as_slice()).ok().map(|v6| IpAddr::from(v6).to_canonical())
+}
+
+/// An address of 4 or 16 bytes, or of 16 and the 4 of a scope, with a port.
+pub(crate) fn socket_address(bytes: &Binary<'_>, port: u16) -> Option<SocketAddr> {
+    if let Some((ip, scope)) = bytes.as_slice().split_first_chunk::<16>()
+        && let Ok(scope) = <[u8; 4]>::try_from(scope)
+    {
+        let scope = u32::from_be_bytes(scope);
+        return Some(SocketAddrV6::new(Ipv6Addr::from(*ip), port, 0, scope).into());
+    }
+    ip(bytes).map(|ip| SocketAddr::new(ip, port))
+}
+
+/// The same the other way.
+pub(crate) fn address_bytes(address: &SocketAddr) -> Vec<u8> {
+    match address {
+        SocketAddr::V4(v4) => v4.ip().octets().to_vec(),
+        SocketAddr::V6(v6) if v6.scope_id() == 0 => v6.ip().octets().to_vec(),
+        SocketAddr::V6(v6) => [&v6.ip().octets()[..], &v6.scope_id().to_be_bytes()].concat(),
+    }
 }

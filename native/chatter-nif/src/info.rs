@@ -13,6 +13,7 @@ use chatter_net::transport::Transport;
 use rustler::{Atom, Encoder, Env, NewBinary, OwnedEnv, Reference, Term};
 
 use crate::atoms;
+use crate::found::multicast_figures;
 use crate::host::{bin, encode_spec, senders};
 use crate::node::current;
 
@@ -21,7 +22,7 @@ const TALKERS: usize = 5;
 
 type Pairs<'a> = Vec<(rustler::Atom, Term<'a>)>;
 
-fn map<'a>(env: Env<'a>, pairs: Pairs<'a>) -> Term<'a> {
+pub(crate) fn map<'a>(env: Env<'a>, pairs: Pairs<'a>) -> Term<'a> {
     pairs.into_iter().fold(rustler::Term::map_new(env), |map, (key, value)| {
         // Only a map that is none could fail here.
         map.map_put(key, value).unwrap_or(map)
@@ -163,6 +164,7 @@ fn info<'a>(env: Env<'a>, reference: Reference<'a>) -> bool {
                 (atoms::unreachable_notices(), count(&stats.unreachable_notices)),
                 (atoms::refused_connections(), count(&stats.refused)),
                 (atoms::evicted_handshakes(), count(&stats.evicted)),
+                (atoms::multicast(), multicast_figures(env, node)),
             ],
         )
     })
@@ -276,7 +278,7 @@ fn channel_figures<'a>(env: Env<'a>, channel: &Channel) -> Term<'a> {
     )
 }
 
-fn millis(now: Instant, since: Instant) -> u64 {
+pub(crate) fn millis(now: Instant, since: Instant) -> u64 {
     now.saturating_duration_since(since).as_millis() as u64
 }
 

@@ -7,6 +7,7 @@ mod atoms;
 mod broadcast;
 mod channel;
 mod config;
+mod found;
 mod host;
 mod info;
 mod log;

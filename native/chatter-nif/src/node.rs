@@ -13,7 +13,7 @@ use rustler::{Atom, Binary, Encoder, Env, LocalPid, NifResult, NifTaggedEnum, Te
 use tracing::Level;
 
 use crate::atoms;
-use crate::config::{StartConfig, ip};
+use crate::config::{StartConfig, socket_address};
 use crate::host::{BeamHost, bin};
 use crate::log;
 
@@ -196,10 +196,8 @@ fn command<'a>(
 /// none means that it could not be.
 #[rustler::nif]
 fn dial(neighbour: u32, seq: u64, addresses: Vec<(Binary, u16)>) -> NifResult<Atom> {
-    let addresses: Vec<SocketAddr> = addresses
-        .iter()
-        .filter_map(|(address, port)| ip(address).map(|ip| SocketAddr::new(ip, *port)))
-        .collect();
+    let addresses: Vec<SocketAddr> =
+        addresses.iter().filter_map(|(address, port)| socket_address(address, *port)).collect();
     if let Some(node) = current() {
         if addresses.is_empty() {
             node.dial_failed(NeighbourId(neighbour));

@@ -421,6 +421,12 @@ impl Control {
         self.dialer.spec(id)
     }
 
+    /// The other nodes that can be reached, with their lives, names and the addresses that they tell.
+    pub fn addresses(&self) -> impl Iterator<Item = &Lsp> {
+        let reachable = self.table.nodes().into_iter().filter(|id| *id != self.me.id);
+        reachable.filter_map(|id| self.lsdb.get(id).map(|lsp| &**lsp))
+    }
+
     /// Whether there is a route to the node; always to this one.
     pub fn is_reachable(&self, id: NodeId) -> bool {
         id == self.me.id || self.nodes.is_reachable(id)

@@ -18,6 +18,9 @@ use crate::ids::NodeId;
 /// A dial is given so long until the next one begins.
 const PATIENCE: Duration = Duration::from_millis(1_500);
 
+/// After a dial, so long until the next: by then all know the routes over the new link.
+const SETTLE: Duration = Duration::from_millis(300);
+
 /// The wait after the first failure, and the longest.
 const RETRY: Duration = Duration::from_secs(1);
 const MAX_RETRY: Duration = Duration::from_secs(60);
@@ -64,7 +67,7 @@ impl Dials {
                 return None;
             }
             self.current = None;
-            self.pause = Some(now + spread.mul_f64(rng.random_range(0.1..1.0)));
+            self.pause = Some(now + SETTLE + spread.mul_f64(rng.random_range(0.1..1.0)));
         }
         if self.pause.is_some_and(|at| now < at) {
             return None;
@@ -99,6 +102,11 @@ impl Dials {
     /// Whether dialling the node has not failed lately.
     pub(super) fn may_dial(&self, now: Instant, id: NodeId) -> bool {
         self.failures.get(&id).is_none_or(|failure| failure.until <= now)
+    }
+
+    /// What failed before says nothing any more.
+    pub(super) fn forgive(&mut self) {
+        self.failures.clear();
     }
 
     pub(super) fn forget(&mut self, id: NodeId) {

@@ -109,6 +109,10 @@ pub struct Discovery {
     names: HashMap<Arc<str>, NodeId>,
     dials: Dials,
     next_beacon: Instant,
+    /// One more before that.
+    early: Option<Instant>,
+    /// Beacons by schedule since the start.
+    started: usize,
     beacons: u64,
     last_early: Option<Instant>,
     left_out: u64,
@@ -132,6 +136,8 @@ impl Discovery {
             names: HashMap::new(),
             dials: Dials::default(),
             next_beacon: now,
+            early: None,
+            started: 0,
             beacons: 0,
             last_early: None,
             left_out: 0,
@@ -223,7 +229,8 @@ impl Discovery {
 
     /// The way to the others is new: tells them of this node soon, as at the start.
     pub fn restart(&mut self, now: Instant) {
-        self.beacons = 0;
+        self.dials.forgive();
+        self.started = 0;
         self.next_beacon = now;
     }
 
@@ -243,11 +250,14 @@ impl Discovery {
     /// The seen list of the beacon that is due, if one is: the caller adds name and addresses and sends
     /// it on all interfaces.
     pub fn poll_beacon(&mut self, now: Instant) -> Option<Vec<(NodeId, Incarnation)>> {
-        if now < self.next_beacon {
+        if now >= self.next_beacon {
+            let pause = START.get(self.started).copied().unwrap_or(self.config.beacon);
+            self.next_beacon = now + jitter(pause, &mut self.rng);
+            self.started += 1;
+        } else if self.early.is_none_or(|at| now < at) {
             return None;
         }
-        let pause = START.get(self.beacons as usize).copied().unwrap_or(self.config.beacon);
-        self.next_beacon = now + jitter(pause, &mut self.rng);
+        self.early = None;
         self.beacons += 1;
         let mut seen: Vec<_> = self.peers.iter_mut().collect();
         // Those that wait longest for it come first; with few nodes that is everybody.
@@ -279,7 +289,10 @@ impl Discovery {
     /// When to poll again, at the latest.
     pub fn poll_timeout(&self) -> Instant {
         let expiry = self.peers.values().map(|peer| peer.heard + self.config.expiry()).min();
-        [expiry, self.dials.next_timeout()].into_iter().flatten().fold(self.next_beacon, Ord::min)
+        [expiry, self.early, self.dials.next_timeout()]
+            .into_iter()
+            .flatten()
+            .fold(self.next_beacon, Ord::min)
     }
 
     // ===== getters =====
@@ -334,14 +347,14 @@ impl Discovery {
 
     // ===== helpers =====
 
-    /// Brings the next beacon forward: somebody waits to learn that it is heard.
+    /// One more beacon, ahead of the next: somebody waits to learn that it is heard.
     fn hurry(&mut self, now: Instant) {
         let allowed =
             self.last_early.is_none_or(|last| now.saturating_duration_since(last) >= EARLY_PAUSE);
         let at = now + self.spread();
         if allowed && at < self.next_beacon {
             self.last_early = Some(now);
-            self.next_beacon = at;
+            self.early = Some(at);
         }
     }
 

@@ -13,10 +13,12 @@ use chatter_core::wire::beacon::Beacon;
 use chatter_core::wire::datagram::{MAX_DATAGRAM, kind, put_message};
 use chatter_core::wire::identity::MAX_ADDRESSES;
 use parking_lot::Mutex;
+use socket2::SockRef;
 use tokio::time::sleep_until;
 
-use super::socket::{Interface, chosen, destination, interfaces, is_global, open};
+use super::socket::{Interface, chosen, destination, interfaces, leave, open};
 use super::{Multicast, MulticastStats, Segment, Wire, receive};
+use crate::interfaces::is_global;
 use crate::node::Node;
 
 /// Between two looks at the interfaces of the host.
@@ -59,6 +61,9 @@ impl Multicast {
         let current = self.segments.load_full();
         if current.iter().map(|segment| &segment.interface).eq(&wanted) {
             return Ok(());
+        }
+        for segment in current.iter().filter(|segment| !wanted.contains(&segment.interface)) {
+            leave(&self.config, &segment.interface, &segment.wire.socket);
         }
         let mut result = Ok(());
         let mut segments = Vec::new();
@@ -120,6 +125,7 @@ impl Multicast {
                 interface = segment.interface.name,
                 "multicast: the socket did not hear itself and is opened anew"
             );
+            leave(&self.config, &segment.interface, &segment.wire.socket);
             // Should it fail, the old one is kept and tried again.
             if let Ok(fresh) = self.open(node, segment.interface.clone(), watch) {
                 *segment = fresh;
@@ -170,7 +176,9 @@ impl Multicast {
                 continue;
             }
             self.sealer.lock().seal(&plain, &mut datagram);
-            self.sent(segment.wire.socket.try_send_to(&datagram, segment.destination));
+            // Straight to the system: the runtime does not know yet that a new socket is writable.
+            let socket = SockRef::from(&segment.wire.socket);
+            self.sent(socket.send_to(&datagram, &segment.destination.into()));
             MulticastStats::count(&self.stats.beacons_out);
             segment.wire.watch.lock().sent(now);
         }

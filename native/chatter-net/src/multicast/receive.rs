@@ -13,8 +13,8 @@ use chatter_core::wire::beacon::Beacon;
 use chatter_core::wire::datagram::{DatagramHeader, MAX_DATAGRAM, kind, next_message};
 use tokio::time::sleep_until;
 
-use super::socket::is_link_local;
 use super::{Multicast, MulticastStats, Wire};
+use crate::interfaces::is_link_local;
 use crate::node::Node;
 use crate::workers::note_activity;
 

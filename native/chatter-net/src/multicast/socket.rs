@@ -1,10 +1,10 @@
 //! Network segments: the interfaces to send and listen on, and a UDP socket for each.
 
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 
 use if_addrs::{IfOperStatus, get_if_addrs};
-use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
+use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockRef, Socket, Type};
 use tokio::net::UdpSocket;
 
 use crate::config::{Interfaces, MulticastConfig, NetConfig};
@@ -83,6 +83,21 @@ pub(crate) fn chosen(
     }
 }
 
+/// Gives the membership of a socket back, before another joins on the same interface. Linux counts
+/// members by interface index: a socket whose membership went with a former interface of that index
+/// would, when it is closed, take that of its successor along.
+pub(crate) fn leave(config: &MulticastConfig, interface: &Interface, socket: &UdpSocket) {
+    let socket = SockRef::from(socket);
+    // Fails where the membership is lost already.
+    let _ = match config.group {
+        IpAddr::V4(group) => {
+            let at = InterfaceIndexOrAddress::Index(interface.index);
+            socket.leave_multicast_v4_n(&group, &at)
+        }
+        IpAddr::V6(group) => socket.leave_multicast_v6(&group, interface.index),
+    };
+}
+
 /// Where datagrams go from an interface.
 pub(crate) fn destination(config: &MulticastConfig, interface: &Interface) -> SocketAddr {
     match config.group {
@@ -129,17 +144,4 @@ pub(crate) fn open(config: &MulticastConfig, interface: &Interface) -> io::Resul
         }
     }
     UdpSocket::from_std(socket.into())
-}
-
-/// Whether an address means something to others than this host and this link.
-pub(crate) fn is_global(ip: &IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local() && !ip.is_unspecified(),
-        IpAddr::V6(ip) => !ip.is_loopback() && !is_link_local(ip) && !ip.is_unspecified(),
-    }
-}
-
-/// fe80::/10
-pub(crate) fn is_link_local(ip: &Ipv6Addr) -> bool {
-    ip.segments()[0] & 0xffc0 == 0xfe80
 }

@@ -1,0 +1,333 @@
+%% Nodes that find each other by multicast, in network namespaces joined by a bridge: with no
+%% configuration, several on a host, by IPv6, after sockets went silent and interfaces changed; and
+%% what does not become of strangers.
+-module(chatter_discovery_SUITE).
+-behaviour(ct_suite).
+
+-include_lib("common_test/include/ct.hrl").
+-include_lib("stdlib/include/assert.hrl").
+
+-compile(export_all).
+-compile(nowarn_export_all).
+
+-import(chatter_cluster, [wait_until/2]).
+-import(chatter_work, [on/2]).
+
+-define(TIMEOUT_MS, 20000).
+-define(MULTICAST_PORT, 29999).
+
+suite() -> [{timetrap, {minutes, 3}}].
+
+all() -> [no_configuration, several_on_one_host, ipv6, wrong_key, multicast_off, static_links,
+          silent_socket, interface_down_and_up, address_changes, names_and_net_ids,
+          dns_names, forged_datagrams, sixteen_at_once].
+
+init_per_suite(Config) ->
+    case chatter_lab:available() of
+        ok -> Config;
+        Skip -> Skip
+    end.
+
+end_per_suite(_Config) -> ok.
+
+init_per_testcase(_, Config) ->
+    ok = chatter_cluster:new(),
+    Config.
+
+end_per_testcase(_, _Config) ->
+    ok = chatter_cluster:stop_all(),
+    _ = [ok = chatter_lab:close(Lab) || Lab <- [get(lab)], Lab =/= undefined],
+    ok.
+
+%% A laboratory that ends with the case.
+lab(Nodes) ->
+    Lab = chatter_lab:open(#{nodes => Nodes, network => bridge}),
+    _ = put(lab, Lab),
+    Lab.
+
+start(Lab, I) -> start(Lab, I, []).
+
+start(Lab, I, Keys) -> start(Lab, I, Keys, #{}).
+
+start(Lab, I, Keys, Opts) ->
+    chatter_lab:start(Lab, I, Opts#{chatter => [{multicast, true} | Keys]}).
+
+%% Runs a shell line in the namespace of node I.
+in(Lab, I, Line) ->
+    {Nsenter, [Net | _]} = chatter_lab:exec(Lab, I),
+    {0, Output} = chatter_cluster:run(Nsenter, [Net, "sh", "-ec", Line], ?TIMEOUT_MS, #{}),
+    Output.
+
+figures(Peer) -> on(Peer, fun() -> maps:get(multicast, chatter:info()) end).
+
+figure(Peer, Key) -> maps:get(Key, figures(Peer)).
+
+await_one(Peers) -> chatter_cluster:await_routes(Peers, ?TIMEOUT_MS).
+
+links(Peers) -> lists:sum([length(on(P, fun() -> chatter:links() end)) || P <- Peers]) div 2.
+
+pause(Ms) -> receive after Ms -> ok end.
+
+%%% ------------------------------------------------------------------------------------
+
+%% Given nodes that are told nothing but their names, expect each to reach all others within a
+%% second of its boot, and messages to pass.
+no_configuration(_Config) ->
+    Lab = lab(3),
+    Peers = [begin
+                 Peer = start(Lab, I),
+                 Booted = erlang:monotonic_time(millisecond),
+                 wait_until(fun() -> I - 1 =:= length(on(Peer, fun() -> chatter:nodes() end)) end,
+                            ?TIMEOUT_MS),
+                 Took = erlang:monotonic_time(millisecond) - Booted,
+                 ct:log("node ~b reaches ~b others ~b ms after its boot", [I, I - 1, Took]),
+                 ?assert(Took =< 1000),
+                 Peer
+             end || I <- [1, 2, 3]],
+    await_one(Peers),
+    [A, _, #{node := C}] = Peers,
+    pong = on(A, fun() -> net_adm:ping(C) end),
+    ?assert(links(Peers) >= 2).
+
+%% Given three nodes in one namespace and one in another, expect all to find each other over one
+%% port.
+several_on_one_host(_Config) ->
+    Lab = lab(2),
+    Names = [list_to_atom("m" ++ integer_to_list(I) ++ "@10.77.0.1") || I <- [1, 2, 3]],
+    Together = [chatter_work:start(Name, #{longnames => true, exec => chatter_lab:exec(Lab, 1),
+                                           chatter => [{multicast, true}]}) || Name <- Names],
+    Peers = [start(Lab, 2) | Together],
+    await_one(Peers),
+    wait_until(fun() -> lists:all(fun(P) -> figure(P, nodes) =:= 3 end, Peers) end, ?TIMEOUT_MS).
+
+%% Given a group of IPv6, expect the same; the addresses that are dialled are of IPv6 alone.
+ipv6(_Config) ->
+    Lab = lab(2),
+    [in(Lab, I, ["sysctl -qw net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.eth0.disable_ipv6=0\n"
+                 "ip addr flush dev eth0\nip addr add fd77::", integer_to_list(I),
+                 "/64 dev eth0 nodad"]) || I <- [1, 2]],
+    Group = [{multicast_addr, "ff02::4:1"}],
+    %% The names have addresses that nobody has any more: only what was found can be dialled.
+    Peers = [A, B] = [start(Lab, I, Group) || I <- [1, 2]],
+    await_one(Peers),
+    [?assertEqual([<<"eth0">>], figure(P, interfaces)) || P <- Peers],
+    Remotes = [maps:get(remote, L) || P <- [A, B], L <- on(P, fun() -> chatter:links() end)],
+    ?assert(lists:any(fun(Remote) -> string:prefix(Remote, "[f") =/= nomatch end, Remotes)).
+
+%% Given a node of another cluster, expect nobody to notice but the counters.
+wrong_key(_Config) ->
+    Lab = lab(3),
+    Peers = [start(Lab, I, [{beacon_ms, 500}]) || I <- [1, 2]],
+    Stranger = start(Lab, 3, [{beacon_ms, 500}], #{cookie => "another"}),
+    await_one(Peers),
+    Before = [figure(P, dials) || P <- Peers],
+    wait_until(fun() -> lists:all(fun(P) -> figure(P, foreign) > 5 end, [Stranger | Peers]) end,
+               ?TIMEOUT_MS),
+    ?assertEqual(Before, [figure(P, dials) || P <- Peers]),
+    ?assertMatch(#{nodes := 0, found := 0, dials := 0}, figures(Stranger)),
+    ?assertEqual([], on(Stranger, fun() -> chatter:nodes() end)),
+    [?assertMatch(#{nodes := 1, found := 1}, figures(P)) || P <- Peers].
+
+%% Given `multicast false', expect no UDP socket; without it, one on the port.
+multicast_off(_Config) ->
+    Lab = lab(2),
+    [Off, On] = [chatter_lab:start(Lab, I, #{chatter => [{multicast, I =:= 2}]}) || I <- [1, 2]],
+    ?assertEqual({[], undefined}, {udp_ports(Off), on(Off, fun() ->
+                                                                 maps:get(multicast, chatter:info())
+                                                         end)}),
+    wait_until(fun() -> udp_ports(On) =:= [?MULTICAST_PORT] end, ?TIMEOUT_MS),
+    pause(500),
+    ?assertEqual([], on(On, fun() -> chatter:nodes() end)).
+
+%% The local ports of all UDP sockets in the namespace of a node.
+udp_ports(#{os_pid := OsPid}) ->
+    [list_to_integer(Hex, 16)
+     || File <- ["udp", "udp6"],
+        {ok, Text} <- [file:read_file(filename:join(["/proc", OsPid, "net", File]))],
+        {match, Ports} <- [re:run(Text, "^ *\\d+: [0-9A-F]+:([0-9A-F]{4})",
+                                  [multiline, global, {capture, all_but_first, list}])],
+        [Hex] <- Ports].
+
+%% Given static links, expect nodes to be found and known, and nobody dialled.
+static_links(_Config) ->
+    Lab = lab(2),
+    Peers = [start(Lab, I, [], #{links => static}) || I <- [1, 2]],
+    wait_until(fun() -> lists:all(fun(P) -> figure(P, nodes) =:= 1 end, Peers) end, ?TIMEOUT_MS),
+    pause(1000),
+    ?assertEqual([0, 0], [figure(P, dials) || P <- Peers]),
+    ?assertEqual(0, links(Peers)).
+
+%% Given a socket whose membership the kernel has lost, though its interface looks as it did, expect
+%% it to be opened anew, and nodes that start later to be found.
+silent_socket(_Config) ->
+    Lab = lab(3),
+    A = start(Lab, 1, [{beacon_ms, 1000}]),
+    wait_until(fun() -> figure(A, echoes) > 2 end, ?TIMEOUT_MS),
+    ?assertMatch(#{silent_reopened := 0, send_errors := 0}, figures(A)),
+    Other = lists:concat(["chlab.", os:getpid(), ".aside"]),
+    %% To another namespace and back: the interface keeps its index, the socket loses its group.
+    {_, [Net | _]} = chatter_lab:exec(Lab, 1),
+    "--net=" ++ Path = Net,
+    _ = in(Lab, 1, ["ip netns add ", Other, "\nip link set eth0 netns ", Other, "\n",
+                    "ip -n ", Other, " link set eth0 netns ", filename:basename(Path), "\n",
+                    "ip netns delete ", Other, "\n",
+                    "ip addr add 10.77.0.1/24 dev eth0; ip link set eth0 up"]),
+    Before = figure(A, echoes),
+    wait_until(fun() -> figure(A, silent_reopened) + figure(A, interface_changes) > 1 end,
+               ?TIMEOUT_MS),
+    wait_until(fun() -> figure(A, echoes) > Before end, ?TIMEOUT_MS),
+    ct:log("~p", [figures(A)]),
+    B = start(Lab, 2, [{beacon_ms, 1000}]),
+    await_one([A, B]).
+
+%% Given an interface that goes down and comes up, expect the network whole again within one
+%% interval of beacons.
+interface_down_and_up(_Config) ->
+    Lab = lab(2),
+    Peers = [A, _] = [start(Lab, I) || I <- [1, 2]],
+    await_one(Peers),
+    _ = in(Lab, 1, "ip link set eth0 down"),
+    wait_until(fun() -> on(A, fun() -> chatter:nodes() end) =:= [] end, ?TIMEOUT_MS),
+    pause(3000),
+    _ = in(Lab, 1, "ip link set eth0 up"),
+    Up = erlang:monotonic_time(millisecond),
+    await_one(Peers),
+    Took = erlang:monotonic_time(millisecond) - Up,
+    ct:log("whole again after ~b ms", [Took]),
+    ?assert(Took < 10000).
+
+%% Given a host that gets another address, expect its node to be found at that one.
+address_changes(_Config) ->
+    Lab = lab(2),
+    Peers = [A, _] = [start(Lab, I, [{beacon_ms, 1000}]) || I <- [1, 2]],
+    await_one(Peers),
+    _ = in(Lab, 1, "ip addr flush dev eth0; ip addr add 10.77.0.201/24 dev eth0"),
+    wait_until(fun() -> on(A, fun() -> chatter:nodes() end) =:= [] end, ?TIMEOUT_MS),
+    await_one(Peers),
+    [_ | _] = [R || R <- [maps:get(remote, L) || P <- Peers, L <- on(P, fun chatter:links/0)],
+                    string:prefix(R, "10.77.0.201:") =/= nomatch],
+    ok.
+
+%% Given nodes that found each other, expect their NetIDs, and chatter_epmd to know where they
+%% listen without asking the registry of the other host.
+names_and_net_ids(_Config) ->
+    Lab = lab(2),
+    Peers = [A, B] = [start(Lab, I) || I <- [1, 2]],
+    await_one(Peers),
+    [IdA, IdB] = [on(P, fun() -> chatter:local_netid() end) || P <- Peers],
+    {net_id, {10, 77, 0, 1}, 29999} = IdA,
+    ?assertEqual([[IdB], [IdA]], [on(P, fun() -> chatter:peers() end) || P <- Peers]),
+    ?assertEqual({10, 77, 0, 2}, on(B, fun() -> chatter:get_local_ip() end)),
+    {ok, Known} = on(A, fun() -> chatter_epmd:lookup("n2", "10.77.0.2", 100) end),
+    ?assertMatch(#{address := {10, 77, 0, 2}, chatter_port := 29999, extra := <<>>}, Known),
+    ?assertEqual({error, noport}, on(A, fun() -> chatter_epmd:lookup("n9", "10.77.0.1") end)).
+
+%% Given a neighbour by a DNS name that has a dead address and then others, expect a link as soon as
+%% one of them is alive: names are resolved at each dial, and dead addresses delay nobody.
+dns_names(_Config) ->
+    Lab = lab(3),
+    Off = [{multicast, false}],
+    [A, B, C] = [chatter_lab:start(Lab, I, #{chatter => Off, links => static}) || I <- [1, 2, 3]],
+    on(A, fun() ->
+                  inet_db:set_lookup([file]),
+                  inet_db:add_host({10, 77, 0, 99}, ["seed.test"]),
+                  chatter:connect({"seed.test", 29999})
+          end),
+    pause(2500),
+    ?assertEqual([], on(A, fun() -> chatter:neighbours() end)),
+    on(A, fun() ->
+                  inet_db:del_host({10, 77, 0, 99}),
+                  inet_db:add_host({10, 77, 0, 2}, ["seed.test"])
+          end),
+    await_one([A, B]),
+    %% Dead ones first, as the resolver gives them.
+    {Took, ok} = on(C, fun() ->
+        inet_db:set_lookup([file]),
+        [inet_db:add_host({10, 77, 0, N}, ["many.test"]) || N <- [97, 98, 99, 1]],
+        Start = erlang:monotonic_time(millisecond),
+        ok = chatter:connect({"many.test", 29999}),
+        Wait = fun Wait(0) -> never;
+                   Wait(N) ->
+                       case chatter:neighbours() of
+                           [] -> timer:sleep(5), Wait(N - 1);
+                           _ -> ok
+                       end
+               end,
+        Result = Wait(2000),
+        {erlang:monotonic_time(millisecond) - Start, Result}
+    end),
+    ct:log("linked after ~b ms, with three dead addresses", [Took]),
+    ?assert(Took < 1200),
+    await_one([A, B, C]).
+
+%% Given a hundred thousand datagrams that nobody of the cluster has made, expect them to be counted
+%% or left to the kernel, nothing else, and messages to pass meanwhile.
+forged_datagrams(_Config) ->
+    Lab = lab(3),
+    Peers = [A, #{node := NodeB} = B] = [start(Lab, I) || I <- [1, 2]],
+    await_one(Peers),
+    pong = on(A, fun() -> net_adm:ping(NodeB) end),
+    Stranger = chatter_lab:start(Lab, 3, #{chatter => [{multicast, false}], links => static,
+                                           cookie => "another"}),
+    Before = round_trips(A, NodeB),
+    Flooder = spawn_monitor(fun() -> exit(on(Stranger, fun() -> flood(100000) end)) end),
+    During = round_trips(A, NodeB),
+    {Pid, Ref} = Flooder,
+    receive {'DOWN', Ref, process, Pid, Reason} -> ?assertMatch({sent, _}, Reason) end,
+    ct:log("round trips p50, p99 in us: ~p before, ~p during", [Before, During]),
+    wait_until(fun() -> #{malformed := M, foreign := F} = figures(A), M > 100 andalso F > 100 end,
+               ?TIMEOUT_MS),
+    ct:log("~p", [figures(A)]),
+    [?assertMatch(#{nodes := 1, found := 1, forged := 0}, figures(P)) || P <- [A, B]],
+    ?assertEqual([NodeB], on(A, fun() -> nodes() end)).
+
+%% 50th and 99th percentile.
+round_trips(A, NodeB) ->
+    on(A, fun() ->
+        Times = lists:sort([element(1, timer:tc(fun() -> erpc:call(NodeB, erlang, node, []) end))
+                            || _ <- lists:seq(1, 1000)]),
+        {lists:nth(500, Times), lists:nth(990, Times)}
+    end).
+
+%% With a right beginning or none. As fast as the system takes them, up to a few seconds.
+flood(Count) ->
+    {ok, Socket} = gen_udp:open(0, [binary, {multicast_if, {10, 77, 0, 3}}, {multicast_ttl, 1}]),
+    Good = <<"CHTD", 1, 0, 0, 0, (rand:bytes(32))/binary, (rand:bytes(1360))/binary>>,
+    Bad = rand:bytes(1400),
+    End = erlang:monotonic_time(millisecond) + 20000,
+    flood(Socket, Good, Bad, Count, 0, End).
+
+flood(_, _, _, Count, Count, _) -> {sent, Count};
+flood(Socket, A, B, Count, Sent, End) ->
+    _ = gen_udp:send(Socket, {224, 1, 1, 1}, ?MULTICAST_PORT, A),
+    case erlang:monotonic_time(millisecond) < End of
+        true -> flood(Socket, B, A, Count, Sent + 1, End);
+        false -> {sent, Sent}
+    end.
+
+%% Given sixteen nodes, expect one network soon after the last has booted, about two links for each,
+%% and at most ten beacons a second on the segment afterwards.
+sixteen_at_once(_Config) ->
+    Lab = lab(16),
+    Self = self(),
+    Leader = group_leader(),
+    %% Four at a time: virtual machines that boot side by side on few cores time out.
+    _ = [spawn_link(fun() ->
+                            group_leader(Leader, self()),
+                            [Self ! {started, I, start(Lab, I)} || I <- lists:seq(First, 16, 4)],
+                            receive stop -> ok end
+                    end) || First <- lists:seq(1, 4)],
+    Peers = [receive {started, I, Peer} -> Peer end || I <- lists:seq(1, 16)],
+    Booted = erlang:monotonic_time(millisecond),
+    await_one(Peers),
+    Took = erlang:monotonic_time(millisecond) - Booted,
+    Links = links(Peers),
+    ct:log("16 nodes: one network ~b ms after the last has booted, ~b links", [Took, Links]),
+    ?assert(Took =< 3000),
+    ?assert(Links =< 40),
+    pause(12000),
+    Before = lists:sum([figure(P, beacons_out) || P <- Peers]),
+    pause(10000),
+    Beacons = lists:sum([figure(P, beacons_out) || P <- Peers]) - Before,
+    ct:log("~b beacons in ten seconds", [Beacons]),
+    ?assert(Beacons =< 100).
