@@ -117,15 +117,18 @@ impl ForwardingTable {
     /// The links for a packet to `dst` in the order in which to try them, should some be lost already:
     /// the one that `flow_hash` chooses, those that are equally short, the alternate.
     pub fn next_hops(&self, dst: NodeId, flow_hash: u64) -> impl Iterator<Item = LinkId> {
-        let (links, alternate) = match self.routes.get(&dst) {
-            Some(route) => (route.next_hops.as_slice(), route.alternate),
-            None => (&[][..], None),
-        };
+        let alternate = self.routes.get(&dst).and_then(|route| route.alternate);
+        self.equal_hops(dst, flow_hash).chain(alternate)
+    }
+
+    /// The links of the equally short ways to `dst`, that first which `flow_hash` chooses.
+    pub fn equal_hops(&self, dst: NodeId, flow_hash: u64) -> impl Iterator<Item = LinkId> {
+        let links = self.routes.get(&dst).map_or(&[][..], |route| route.next_hops.as_slice());
         let first = match links.len() {
             0 | 1 => 0,
             several => (flow_hash % several as u64) as usize,
         };
-        links[first..].iter().chain(&links[..first]).copied().chain(alternate)
+        links[first..].iter().chain(&links[..first]).copied()
     }
 
     /// The link to a neighbour, if it is in use.

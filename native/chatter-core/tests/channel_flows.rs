@@ -4,6 +4,7 @@
 mod channel_mesh;
 mod channel_pipe;
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use channel_mesh::{Mesh, Weather, read, sender, start};
@@ -12,6 +13,7 @@ use chatter_core::channel::CHUNK_LEN;
 use chatter_core::channel::options::{Class, SendOptions};
 use chatter_core::channel::send::Sender;
 use chatter_core::flow::FlowKey;
+use chatter_core::sched::fair::Level;
 use chatter_core::wire::data::{Ack, Item, next_item};
 use chatter_core::wire::routed::FLAG_FENCE;
 
@@ -68,30 +70,70 @@ fn some_frame(rng: &mut Rng, flows: u64, fences: u64, optional: u64) -> (SendOpt
 /// missing that was not given up, the credit kept, holds and resumes in turns, and nothing left in the end.
 #[test]
 fn every_flow_is_in_order_and_nothing_crosses_a_fence() {
-    seeds("every_flow_is_in_order_and_nothing_crosses_a_fence", 400, |seed| {
-        let mut rng = Rng(seed);
-        let window = [64 << 10, 256 << 10, 8 << 20][rng.below(3) as usize];
-        let mut mesh = Mesh::new(rng.next(), window, QUOTA, some_weather(&mut rng));
-        let flows = [1, 3, 20, 300][rng.below(4) as usize];
-        let fences = [0, 5, 50, 300][rng.below(4) as usize];
-        let optional = [0, 0, 100, 1_000][rng.below(4) as usize];
-        for _ in 0..rng.below(80) {
-            let mut frames: Vec<_> = (0..1 + rng.below(12))
-                .map(|_| some_frame(&mut rng, flows, fences, optional))
-                .collect();
-            let held = &mesh.held;
-            frames.retain(|(options, _)| match options.flow {
-                FlowKey::Flow(key) => !held.contains(&key),
-                FlowKey::Fence => true,
-            });
-            mesh.push(&frames);
-            if rng.per_mille(500) {
-                let time = rng.below(20_000);
-                mesh.run_for(Duration::from_micros(time));
+    seeds("every_flow_is_in_order_and_nothing_crosses_a_fence", 400, |seed| some_work(seed, 1));
+}
+
+/// The same over up to four equally short ways, whose number changes.
+#[test]
+fn several_ways_change_nothing() {
+    seeds("several_ways_change_nothing", 200, |seed| some_work(seed, 4));
+}
+
+fn some_work(seed: u64, ways: u64) {
+    let mut rng = Rng(seed);
+    let window = [64 << 10, 256 << 10, 8 << 20][rng.below(3) as usize];
+    let mut mesh = Mesh::new(rng.next(), window, QUOTA, some_weather(&mut rng));
+    let flows = [1, 3, 20, 300][rng.below(4) as usize];
+    let fences = [0, 5, 50, 300][rng.below(4) as usize];
+    let optional = [0, 0, 100, 1_000][rng.below(4) as usize];
+    for _ in 0..rng.below(80) {
+        let mut frames: Vec<_> =
+            (0..1 + rng.below(12)).map(|_| some_frame(&mut rng, flows, fences, optional)).collect();
+        let held = &mesh.held;
+        frames.retain(|(options, _)| match options.flow {
+            FlowKey::Flow(key) => !held.contains(&key),
+            FlowKey::Fence => true,
+        });
+        mesh.push(&frames);
+        if ways > 1 && rng.per_mille(300) {
+            mesh.set_ways(1 + rng.below(ways) as usize);
+        }
+        if rng.per_mille(500) {
+            let time = rng.below(20_000);
+            mesh.run_for(Duration::from_micros(time));
+        }
+    }
+    mesh.finish(MINUTES);
+}
+
+/// Given two ways, of which one takes nothing, expect the flows of the other one to come out, and all
+/// of them once there is only one way left.
+#[test]
+fn a_way_that_stands_still_holds_up_its_flows_alone() {
+    let mut sender = sender(8 << 20, QUOTA);
+    sender.set_ways(2);
+    let now = start();
+    for key in 0..20 {
+        sender.push_frame(&flow(key), &[&[0; 10]], 10);
+        sender.push_large_frame(&flow(key), &[vec![0; 20_000].into()], 20_000);
+    }
+    sender.end_batch();
+    let mut labels = [HashSet::new(), HashSet::new()];
+    let mut pull = |sender: &mut Sender, way: usize, at: usize| {
+        for level in Level::ALL {
+            while let Some(packet) = sender.poll_on(way, now, level) {
+                labels[at].insert(read(&packet.to_vec()).0.label);
             }
         }
-        mesh.finish(MINUTES);
-    });
+    };
+    pull(&mut sender, 1, 1);
+    assert_eq!(sender.ready_on(1), 0);
+    assert_ne!(sender.ready_on(0), 0);
+    sender.set_ways(1);
+    pull(&mut sender, 0, 0);
+    assert_eq!((sender.ready(), sender.queued_bytes().0), (0, 0));
+    assert!(labels[0].is_disjoint(&labels[1]), "a flow went both ways");
+    assert!(labels.iter().all(|labels| labels.len() > 4), "{labels:?}");
 }
 
 /// Given a packet of one flow that is lost again and again, expect all others to come out meanwhile, also

@@ -44,12 +44,26 @@ pub enum SendStatus {
 
 struct Tx {
     half: Outgoing,
-    /// The link that knows whether there is something to send.
-    on: Option<Arc<Link>>,
+    /// The links that know whether there is something to send, one for each way of the sender, with the
+    /// levels of which they were told last.
+    on: Vec<(Arc<Link>, u8)>,
     /// The user was told `Full`.
     user_waits: bool,
     /// What this channel counts for in [`Node::retained`].
     retained: usize,
+}
+
+/// Links that have something to send.
+#[derive(Default)]
+struct Flush {
+    first: Option<Arc<Link>>,
+    others: Vec<Arc<Link>>,
+}
+
+impl Flush {
+    fn flush(&self) {
+        self.first.iter().chain(&self.others).for_each(|link| link.flush(INLINE_BUDGET));
+    }
 }
 
 struct Rx {
@@ -133,7 +147,7 @@ impl Channel {
             host,
             node: Arc::downgrade(node),
             state: AtomicU8::new(outgoing.state() as u8),
-            tx: Mutex::new(Tx { half: outgoing, on: None, user_waits: false, retained: 0 }),
+            tx: Mutex::new(Tx { half: outgoing, on: Vec::new(), user_waits: false, retained: 0 }),
             rx: Mutex::new(Rx { half: incoming, sink }),
             in_service: AtomicBool::new(false),
             frames_out: AtomicU64::new(0),
@@ -194,7 +208,7 @@ impl Channel {
     ) -> (SendStatus, Vec<u64>) {
         let closed = (SendStatus::Closed, Vec::new());
         let Some(node) = self.node.upgrade() else { return closed };
-        let link;
+        let links;
         let status;
         let hold;
         {
@@ -210,14 +224,12 @@ impl Channel {
             self.frames_out.fetch_add(frames, Ordering::Relaxed);
             sender.end_batch();
             hold = sender.take_hold();
-            link = self.announce(&node, &mut tx, now);
+            links = self.announce(&node, &mut tx, now);
             tx.user_waits = true;
             let ready = self.user_may_go_on(&node, &mut tx);
             status = if ready { SendStatus::Ready } else { SendStatus::Full };
         }
-        if let Some(link) = link {
-            link.flush(INLINE_BUDGET);
-        }
+        links.flush();
         self.want_service(&node);
         (status, hold)
     }
@@ -234,21 +246,25 @@ impl Channel {
     ) -> usize {
         let mut guard = self.tx.lock();
         let tx = &mut *guard;
-        if tx.on.as_ref().is_none_or(|on| on.id != link.id) {
+        let Some(way) = tx.on.iter().position(|(on, _)| on.id == link.id) else {
             link.remove_own(self.index.0);
             return 0;
-        }
+        };
         let mut taken = 0;
         let mut ready = 0;
         if let Some(sender) = tx.half.sender_mut() {
             while taken < bytes
-                && let Some(packet) = sender.poll_level(now, level)
+                && let Some(packet) = sender.poll_on(way, now, level)
             {
                 taken += packet.len();
                 packets.push(packet);
             }
-            ready = sender.ready();
-            if tx.user_waits || sender.has_resume() {
+            ready = sender.ready_on(way);
+            tx.on[way].1 = ready;
+            // What waited behind a fence goes over all ways.
+            let more = |(way, (_, told)): (usize, &(_, u8))| sender.ready_on(way) & !told != 0;
+            let others_have_more = tx.on.len() > 1 && tx.on.iter().enumerate().any(more);
+            if tx.user_waits || sender.has_resume() || others_have_more {
                 link.wake_later(self);
             }
         }
@@ -297,13 +313,11 @@ impl Channel {
         if tx.half.is_unconfirmed() && self.rx.lock().half.is_over() {
             tx.half.confirm_end();
         }
-        let link = self.announce(node, &mut tx, now);
+        let links = self.announce(node, &mut tx, now);
         self.state.store(tx.half.state() as u8, Ordering::SeqCst);
         let writable = self.user_may_go_on(node, &mut tx);
         drop(tx);
-        if let Some(link) = link {
-            link.flush(INLINE_BUDGET);
-        }
+        links.flush();
         if writable {
             self.host.writable();
         }
@@ -321,25 +335,39 @@ impl Channel {
         }
     }
 
-    /// Lets the link that leads to the peer know what there is to send; flush it afterwards, without the
+    /// Lets the links that lead to the peer know what there is to send; flush them afterwards, without the
     /// lock.
-    fn announce(self: &Arc<Self>, node: &Node, tx: &mut Tx, now: Instant) -> Option<Arc<Link>> {
-        let Some(link) = node.next_hop(self.peer, u64::from(self.index.0)) else {
-            if let Some(on) = tx.on.take() {
-                on.remove_own(self.index.0);
-            }
-            return None;
+    fn announce(self: &Arc<Self>, node: &Node, tx: &mut Tx, now: Instant) -> Flush {
+        let hash = u64::from(self.index.0);
+        let unchanged = |links: &mut dyn Iterator<Item = &Arc<Link>>| {
+            links.map(|link| link.id).eq(tx.on.iter().map(|(on, _)| on.id))
         };
-        while let Some(signal) = tx.half.poll_signal(now) {
-            link.queue_control(signal);
+        if !node.with_ways(self.peer, hash, unchanged) {
+            let ways: Vec<_> = node.with_ways(self.peer, hash, |links| links.cloned().collect());
+            for (on, _) in tx.on.drain(..) {
+                if ways.iter().all(|link| link.id != on.id) {
+                    on.remove_own(self.index.0);
+                }
+            }
+            if let Some(sender) = tx.half.sender_mut() {
+                sender.set_ways(ways.len());
+            }
+            tx.on.extend(ways.into_iter().map(|link| (link, 0)));
         }
-        if tx.on.as_ref().is_none_or(|on| on.id != link.id)
-            && let Some(on) = tx.on.replace(link.clone())
-        {
-            on.remove_own(self.index.0);
+        let Tx { half, on, .. } = tx;
+        let Some((first, _)) = on.first() else { return Flush::default() };
+        let mut flush = Flush { first: Some(first.clone()), others: Vec::new() };
+        while let Some(signal) = half.poll_signal(now) {
+            first.queue_control(signal);
         }
-        link.set_own(self, tx.half.ready());
-        Some(link)
+        for (way, (link, told)) in on.iter_mut().enumerate() {
+            *told = half.ready_on(way);
+            link.set_own(self, *told);
+            if way > 0 && *told != 0 {
+                flush.others.push(link.clone());
+            }
+        }
+        flush
     }
 
     /// The channel is about to be closed here: what may leave does so without it.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use chatter_core::broadcast::BroadcastConfig;
 use chatter_core::channel::Settings;
+use chatter_core::channel::send::MAX_WAYS;
 use chatter_core::control::Control;
 use chatter_core::dialer::NeighbourId;
 use chatter_core::ids::{Incarnation, LinkId, NodeId};
@@ -382,6 +383,25 @@ impl Node {
             .find_map(|link| published.links.get(&link))
             .or_else(|| published.direct.get(&destination))
             .cloned()
+    }
+
+    /// Has `f` look at the links of the equally short ways to a node, at most [`MAX_WAYS`]; if none of
+    /// them is there any more, at the one that is left. The one that `hash` chooses comes first.
+    pub(crate) fn with_ways<T>(
+        &self,
+        destination: NodeId,
+        hash: u64,
+        f: impl FnOnce(&mut dyn Iterator<Item = &Arc<Link>>) -> T,
+    ) -> T {
+        let published = self.published.load();
+        let links = |id: LinkId| published.links.get(&id);
+        let equal = published.table.equal_hops(destination, hash).filter_map(links);
+        let mut equal = equal.take(MAX_WAYS).peekable();
+        if equal.peek().is_some() {
+            return f(&mut equal);
+        }
+        let left = published.table.next_hops(destination, hash).find_map(links);
+        f(&mut left.or_else(|| published.direct.get(&destination)).into_iter())
     }
 
     /// The link to a neighbour.

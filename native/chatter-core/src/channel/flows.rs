@@ -31,6 +31,9 @@ pub(super) struct Flow {
     pub(super) round: u64,
     /// The last urgent packet that it had something in.
     pub(super) urgent: u64,
+    /// The way that it takes, and when that was chosen.
+    pub(super) way: u8,
+    pub(super) ways_epoch: u32,
     /// Its user was asked to hold its sender back.
     pub(super) held: bool,
     /// All that it has sent so far has a number up to this one; 0 while that is not known.
@@ -139,6 +142,8 @@ impl Flows {
             sparse: 0,
             round: 0,
             urgent: 0,
+            way: 0,
+            ways_epoch: u32::MAX,
             held: false,
             settled: 0,
             items: 0,
@@ -161,6 +166,13 @@ impl Flows {
         self.by_key.insert(key, slot);
         self.last = Some((key, slot));
         Some((slot, ended))
+    }
+
+    /// There are only so many ways from now on.
+    pub(super) fn keep_ways(&mut self, ways: usize) {
+        for flow in &mut self.flows {
+            flow.way = (usize::from(flow.way) % ways) as u8;
+        }
     }
 
     fn find_idle(&mut self, progress: Progress) -> Option<usize> {

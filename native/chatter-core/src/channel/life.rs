@@ -349,8 +349,13 @@ impl Outgoing {
     }
 
     /// Levels at which data may leave now, as bits.
-    pub fn ready(&mut self) -> u8 {
-        self.sender.as_mut().map_or(0, Sender::ready)
+    pub fn ready(&self) -> u8 {
+        self.sender.as_ref().map_or(0, Sender::ready)
+    }
+
+    /// Levels at which data may leave now over one of the ways of [`Sender::set_ways`], as bits.
+    pub fn ready_on(&self, way: usize) -> u8 {
+        self.sender.as_ref().map_or(0, |sender| sender.ready_on(way))
     }
 
     /// The next packet, whatever it is about.

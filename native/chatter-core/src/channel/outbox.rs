@@ -1,6 +1,9 @@
 //! What a sender has not sent yet: a queue for each flow. Small frames of flows without a backlog share
 //! urgent packets, the rest take turns by flow; a fence waits for all before it, and all after it for the
 //! fence. Packets get their numbers when they leave.
+//!
+//! All of it is there once for each of the equally short ways that lead to the other node: a flow
+//! stays on one of them.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -19,6 +22,9 @@ use crate::wire::data::item;
 /// one flow stops no other, and a fast link is not to wait for the sender.
 const HOLD_FROM: usize = 16;
 
+/// Equally short ways that are used at once, at most.
+pub const MAX_WAYS: usize = 4;
+
 /// A packet on its way out.
 pub(super) struct Outgoing {
     pub(super) part: Part,
@@ -33,12 +39,27 @@ pub(super) struct Outgoing {
     pub(super) alone: Option<(u32, u32)>,
     /// When it was handed in.
     pub(super) since: Option<Instant>,
+    /// Where it was queued.
+    place: Place,
+}
+
+#[derive(Clone, Copy)]
+enum Place {
+    /// In the queue of the flow of this slot.
+    Own(u32),
+    /// Among the urgent ones, as the one of this serial number.
+    Urgent(u64),
+    Fence,
 }
 
 impl Outgoing {
-    fn new(part: Part, level: Level, label: u16, since: Option<Instant>) -> Self {
-        let (deadline, alone) = (None, None);
-        Self { part, level, label, fence: false, deadline, reliable: true, alone, since }
+    fn new(part: Part, level: Level, label: u16, since: Option<Instant>, place: Place) -> Self {
+        let (deadline, alone, fence) = (None, None, matches!(place, Place::Fence));
+        Self { part, level, label, fence, deadline, reliable: true, alone, since, place }
+    }
+
+    fn serial(&self) -> u64 {
+        if let Place::Urgent(serial) = self.place { serial } else { 0 }
     }
 
     /// Whether it may be given up: then [`Outgoing::void`] takes its place.
@@ -92,20 +113,51 @@ pub struct FlowCounts {
     pub given_up: u64,
 }
 
-/// See the [module](self).
+/// What is queued for one way.
 #[derive(Default)]
-pub(super) struct Outbox {
-    flows: Flows,
+struct Way {
     levels: Levels<u32, Outgoing>,
     /// What was polled and could not leave yet, by level.
     stash: [Option<Outgoing>; LEVELS],
-    /// Small frames of several flows that will share an urgent packet.
+    /// Small frames of several flows that will share an urgent packet, and its serial number.
     urgent: Building,
-    /// Urgent packets ended so far, and how many of them have left.
-    urgent_ended: u64,
-    urgent_left: u64,
+    urgent_serial: u64,
     /// Counts the times that nothing urgent was left.
     round: u64,
+}
+
+impl Way {
+    /// Levels that have something, as bits.
+    fn ready(&self) -> u8 {
+        let stashed = self.stash.iter().zip(Level::ALL).filter(|(out, _)| out.is_some());
+        stashed.fold(self.levels.ready(), |set, (_, level)| set | level.bit())
+    }
+
+    /// Takes all of a level out, in order.
+    fn take(&mut self, level: Level) -> impl Iterator<Item = Outgoing> {
+        let stashed = self.stash[level as usize].take();
+        let queued = std::iter::from_fn(move || self.levels.pop(level).map(|(_, out, _)| out));
+        stashed.into_iter().chain(queued)
+    }
+
+    /// The serial number of the first urgent packet that has not left.
+    fn first_urgent(&self) -> Option<u64> {
+        let stashed = self.stash[Level::Urgent as usize].as_ref();
+        let first = stashed.or_else(|| self.levels.front_urgent()).map(Outgoing::serial);
+        first.or_else(|| (!self.urgent.is_empty()).then_some(self.urgent_serial))
+    }
+}
+
+/// See the [module](self).
+pub(super) struct Outbox {
+    flows: Flows,
+    /// One at least. Those behind the first `used` are empty.
+    ways: Vec<Way>,
+    used: usize,
+    /// Counts the changes of `used`.
+    ways_epoch: u32,
+    /// Urgent packets begun so far.
+    urgents: u64,
     /// Slots of flows that have something in their building.
     touched: Vec<u32>,
     later: VecDeque<Later>,
@@ -125,7 +177,53 @@ pub(super) struct Outbox {
 
 impl Outbox {
     pub(super) fn new(quota: usize) -> Self {
-        Self { quota, ..Self::default() }
+        Self {
+            flows: Flows::default(),
+            ways: vec![Way::default()],
+            used: 1,
+            ways_epoch: 0,
+            urgents: 0,
+            touched: Vec::new(),
+            later: VecDeque::new(),
+            later_bytes: 0,
+            bytes: 0,
+            expected: 0,
+            now: None,
+            quota,
+            hold: Vec::new(),
+            resume: Vec::new(),
+            counts: FlowCounts::default(),
+        }
+    }
+
+    /// How many equally short ways there are: at least one, at most [`MAX_WAYS`]. What waited for one that
+    /// is gone goes over another one.
+    pub(super) fn set_ways(&mut self, ways: usize) {
+        let ways = ways.clamp(1, MAX_WAYS);
+        if ways == self.used {
+            return;
+        }
+        self.end_batch();
+        self.ways_epoch = self.ways_epoch.wrapping_add(1);
+        self.used = ways;
+        if self.ways.len() < ways {
+            self.ways.resize_with(ways, Way::default);
+        }
+        for gone in ways..self.ways.len() {
+            let mut way = std::mem::take(&mut self.ways[gone]);
+            let kept = &mut self.ways[gone % ways];
+            let mut urgent: Vec<_> =
+                kept.take(Level::Urgent).chain(way.take(Level::Urgent)).collect();
+            urgent.sort_by_key(|out| out.serial());
+            for level in Level::ALL {
+                for out in urgent.drain(..).chain(way.take(level)) {
+                    let slot = if let Place::Own(slot) = out.place { slot } else { 0 };
+                    let len = out.part.len();
+                    kept.levels.push(out.level, slot, out, len);
+                }
+            }
+        }
+        self.flows.keep_ways(ways);
     }
 
     /// Bytes that have not left.
@@ -192,9 +290,11 @@ impl Outbox {
         let Some(slot) = self.slot(key, progress) else {
             return self.push_fence(item::FRAME, pieces, total);
         };
+        let way = self.choose_way(slot);
         let Some(flow) = self.flows.get_mut(slot) else { return };
-        if flow.round != self.round {
-            (flow.round, flow.sparse) = (self.round, 0);
+        let round = self.ways[way].round;
+        if flow.round != round {
+            (flow.round, flow.sparse) = (round, 0);
         }
         let sparse = options.class == Class::Normal
             && flow.queued == 0
@@ -204,16 +304,15 @@ impl Outbox {
             return self.push_alone(options, slot, sparse, pieces, total);
         }
         if sparse {
-            if !self.urgent.has_room(total) {
-                self.end_urgent();
-            }
+            let serial = self.begin_urgent(way, total);
             let Some(flow) = self.flows.get_mut(slot) else { return };
             flow.sparse += total;
-            flow.urgent = self.urgent_ended + 1;
+            flow.urgent = serial;
             let sequence = Some(flow.take_sequence(1, total));
-            let before = self.urgent.len();
-            put(self.urgent.item(sequence, item::FRAME, total, self.expected + total), pieces);
-            self.bytes += self.urgent.len() - before;
+            let urgent = &mut self.ways[way].urgent;
+            let before = urgent.len();
+            put(urgent.item(sequence, item::FRAME, total, self.expected + total), pieces);
+            self.bytes += urgent.len() - before;
             return;
         }
         if !flow.building.has_room(total) {
@@ -243,9 +342,11 @@ impl Outbox {
         total: usize,
     ) {
         self.end_building(slot);
+        let Some(flow) = self.flows.get_mut(slot) else { return };
+        let way = usize::from(flow.way);
         if sparse {
-            self.end_urgent();
-            self.urgent_ended += 1;
+            self.end_urgent(way);
+            self.urgents += 1;
         }
         let Some(flow) = self.flows.get_mut(slot) else { return };
         let sequence = options.ordered.then(|| flow.take_sequence(1, total));
@@ -255,20 +356,22 @@ impl Outbox {
         let len = part.len();
         flow.take_class(options.class);
         let level = if sparse { Level::Urgent } else { level_of(flow.class) };
-        if sparse {
+        let place = if sparse {
             flow.sparse += total;
-            flow.urgent = self.urgent_ended;
+            flow.urgent = self.urgents;
+            Place::Urgent(self.urgents)
         } else {
             flow.queued += len;
-        }
+            Place::Own(slot)
+        };
         let out = Outgoing {
             deadline: options.deadline,
             reliable: options.reliable,
             alone: sequence,
-            ..Outgoing::new(part, level, flow.label(), self.now)
+            ..Outgoing::new(part, level, flow.label(), self.now, place)
         };
         self.bytes += len;
-        self.levels.push(level, slot, out, len);
+        self.ways[way].levels.push(level, slot, out, len);
         self.check_quota(slot);
     }
 
@@ -299,6 +402,7 @@ impl Outbox {
             return;
         };
         self.end_building(slot);
+        let way = self.choose_way(slot);
         let Some(flow) = self.flows.get_mut(slot) else { return };
         flow.take_class(options.class);
         let (level, label) = (level_of(flow.class), flow.label());
@@ -307,8 +411,8 @@ impl Outbox {
             count += 1;
             queued += part.len();
             let len = part.len();
-            let out = Outgoing::new(part, level, label, self.now);
-            self.levels.push(level, slot, out, len);
+            let out = Outgoing::new(part, level, label, self.now, Place::Own(slot));
+            self.ways[way].levels.push(level, slot, out, len);
         });
         flow.take_sequence(count, total);
         flow.queued += queued;
@@ -332,64 +436,67 @@ impl Outbox {
 
     /// Puts an acknowledgement in front of what is urgent.
     pub(super) fn push_ack(&mut self, next: u64, credit: u64) {
-        let before = self.urgent.len();
-        self.urgent.ack(next, credit);
-        self.bytes += self.urgent.len() - before;
+        self.begin_urgent(0, 0);
+        let urgent = &mut self.ways[0].urgent;
+        let before = urgent.len();
+        urgent.ack(next, credit);
+        self.bytes += urgent.len() - before;
     }
 
     /// Ends the packets that are being built.
     pub(super) fn end_batch(&mut self) {
-        self.end_urgent();
+        (0..self.used).for_each(|way| self.end_urgent(way));
         while let Some(slot) = self.touched.pop() {
             self.end_building(slot);
         }
     }
 
-    /// The levels that have something, as bits.
-    pub(super) fn ready(&mut self) -> u8 {
-        let stashed = self.stash.iter().zip(Level::ALL).filter(|(out, _)| out.is_some());
-        let stashed = stashed.fold(0, |set, (_, level)| set | level.bit());
-        let ready = stashed | self.levels.ready();
-        if ready == 0 && !self.later.is_empty() { Level::Urgent.bit() } else { ready }
+    /// The levels that have something for a way, as bits.
+    pub(super) fn ready(&self, way: usize) -> u8 {
+        let ready = self.ways.get(way).map_or(0, Way::ready);
+        if ready == 0 && !self.later.is_empty() && self.is_drained() {
+            Level::Urgent.bit()
+        } else {
+            ready
+        }
     }
 
-    /// The next packet of a level.
-    pub(super) fn poll(&mut self, level: Level) -> Option<Outgoing> {
-        let at = level as usize;
-        if let Some(out) = self.stash[at].take() {
+    /// Ways that are in use.
+    pub(super) fn ways(&self) -> usize {
+        self.used
+    }
+
+    /// Whether nothing is queued but what is behind a fence.
+    fn is_drained(&self) -> bool {
+        self.ways[..self.used].iter().all(|way| way.ready() == 0)
+    }
+
+    /// The next packet of a level for a way.
+    pub(super) fn poll(&mut self, way: usize, level: Level) -> Option<Outgoing> {
+        if let Some(out) = self.ways.get_mut(way)?.stash[level as usize].take() {
             return Some(out);
         }
         if level == Level::Urgent
-            && self.ready() & !Level::Urgent.bit() == 0
-            && !self.levels.has_urgent()
+            && !self.later.is_empty()
+            && self.is_drained()
             && let Some(fence) = self.pass_fence()
         {
             return Some(fence);
         }
-        let share = self.share();
-        let (slot, out, len) = self.levels.pop(level)?;
-        if let Some(flow) = slot.and_then(|slot| self.flows.get_mut(slot)) {
-            flow.queued -= len;
-            if flow.held && flow.queued < share / 2 {
-                flow.held = false;
-                self.resume.push(flow.key);
-            }
-        }
-        if level == Level::Urgent {
-            self.urgent_left += 1;
-            self.round += u64::from(!self.levels.has_urgent());
-        }
+        let way = self.ways.get_mut(way)?;
+        let (_, out, _) = way.levels.pop(level)?;
+        way.round += u64::from(level == Level::Urgent && !way.levels.has_urgent());
         Some(out)
     }
 
-    /// What was polled cannot leave yet: it is the next one of its level.
-    pub(super) fn put_back(&mut self, out: Outgoing) {
+    /// What was polled for a way cannot leave yet: it is the next one of its level.
+    pub(super) fn put_back(&mut self, way: usize, out: Outgoing) {
         if out.fence {
             self.later_bytes += out.part.len();
             self.later.push_front(Later::Fence(out.part));
-        } else {
+        } else if let Some(way) = self.ways.get_mut(way) {
             let level = out.level as usize;
-            self.stash[level] = Some(out);
+            way.stash[level] = Some(out);
         }
     }
 
@@ -404,13 +511,23 @@ impl Outbox {
 
     /// What was polled leaves.
     pub(super) fn left(&mut self, out: &Outgoing) {
-        self.bytes -= out.part.len();
+        let len = out.part.len();
+        self.bytes -= len;
         self.counts.packets[out.level as usize] += 1;
+        let Place::Own(slot) = out.place else { return };
+        let share = self.share();
+        let Some(flow) = self.flows.get_mut(slot) else { return };
+        flow.queued -= len;
+        if flow.held && flow.queued < share / 2 {
+            flow.held = false;
+            self.resume.push(flow.key);
+        }
     }
 
-    /// Urgent packets that have left: for [`Progress`].
+    /// All urgent packets up to the one of this serial number have left: for [`Progress`].
     pub(super) fn urgent_left(&self) -> u64 {
-        self.urgent_left
+        let waiting = self.ways[..self.used].iter().filter_map(Way::first_urgent).min();
+        waiting.map_or(self.urgents, |first| first - 1)
     }
 
     /// Nothing is queued but what is behind a fence. The fence, if it is one; otherwise, what is before
@@ -419,8 +536,7 @@ impl Outbox {
         match self.later.pop_front()? {
             Later::Fence(part) => {
                 self.later_bytes -= part.len();
-                let out = Outgoing::new(part, Level::Urgent, 0, None);
-                Some(Outgoing { fence: true, ..out })
+                Some(Outgoing::new(part, Level::Urgent, 0, None, Place::Fence))
             }
             first @ Later::Frame(..) => {
                 let mut next = Some(first);
@@ -463,12 +579,11 @@ impl Outbox {
         }
         let (slot, ended) = self.flows.add(key, progress)?;
         if ended.is_some() {
-            if !self.urgent.has_room(0) {
-                self.end_urgent();
-            }
-            let before = self.urgent.len();
-            self.urgent.item(ended, item::END, 0, 0);
-            self.bytes += self.urgent.len() - before;
+            self.begin_urgent(0, 0);
+            let urgent = &mut self.ways[0].urgent;
+            let before = urgent.len();
+            urgent.item(ended, item::END, 0, 0);
+            self.bytes += urgent.len() - before;
         }
         Some(slot)
     }
@@ -476,7 +591,8 @@ impl Outbox {
     /// What a flow may have queued while others have a backlog as well: a quota, or less of them than
     /// [`HOLD_FROM`] when they are many, so that all together stay below the bound of the channel.
     fn share(&self) -> usize {
-        let many = self.levels.backlogs().max(1);
+        let backlogs = self.ways[..self.used].iter().map(|way| way.levels.backlogs());
+        let many = backlogs.sum::<usize>().max(1);
         self.quota.min(self.quota.saturating_mul(HOLD_FROM) / many)
     }
 
@@ -493,20 +609,52 @@ impl Outbox {
         }
     }
 
-    fn end_urgent(&mut self) {
-        let Some(part) = self.urgent.take() else { return };
+    /// The way of a flow of which something is handed in. It changes only when there is another number of
+    /// ways and nothing of the flow is left here: else what is ahead of its turn could use up the credit
+    /// of what it has to wait for.
+    fn choose_way(&mut self, slot: u32) -> usize {
+        let (used, epoch) = (self.used, self.ways_epoch);
+        let Some(flow) = self.flows.get_mut(slot) else { return 0 };
+        let (queued, urgent) = (flow.queued, flow.urgent);
+        if flow.ways_epoch == epoch || queued > 0 || urgent > self.urgent_left() {
+            return self.flows.get_mut(slot).map_or(0, |flow| usize::from(flow.way));
+        }
+        let Some(flow) = self.flows.get_mut(slot) else { return 0 };
+        let way = usize::from(flow.label() >> 1) % used;
+        (flow.way, flow.ways_epoch) = (way as u8, epoch);
+        way
+    }
+
+    /// Has an urgent packet of a way being built in which so many bytes have room; its serial number.
+    fn begin_urgent(&mut self, way: usize, len: usize) -> u64 {
+        if !self.ways[way].urgent.has_room(len) {
+            self.end_urgent(way);
+        }
+        let Way { urgent, urgent_serial, .. } = &mut self.ways[way];
+        if urgent.is_empty() {
+            self.urgents += 1;
+            *urgent_serial = self.urgents;
+        }
+        *urgent_serial
+    }
+
+    fn end_urgent(&mut self, at: usize) {
+        let way = &mut self.ways[at];
+        let Some(part) = way.urgent.take() else { return };
         let (len, level) = (part.len(), Level::Urgent);
-        self.urgent_ended += 1;
-        let out = Outgoing::new(part, level, 0, self.now);
-        self.levels.push(level, 0, out, len);
+        // Even, as no flow's is; another one for each way: what takes different ways may overtake.
+        let label = 2 * at as u16;
+        let out = Outgoing::new(part, level, label, self.now, Place::Urgent(way.urgent_serial));
+        way.levels.push(level, 0, out, len);
     }
 
     fn end_building(&mut self, slot: u32) {
         let Some(flow) = self.flows.get_mut(slot) else { return };
         let Some(part) = flow.building.take() else { return };
         let (len, level, label) = (part.len(), level_of(flow.class), flow.label());
-        let out = Outgoing::new(part, level, label, self.now);
-        self.levels.push(level, slot, out, len);
+        let way = usize::from(flow.way);
+        let out = Outgoing::new(part, level, label, self.now, Place::Own(slot));
+        self.ways[way].levels.push(level, slot, out, len);
     }
 }
 

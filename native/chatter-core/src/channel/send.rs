@@ -9,6 +9,7 @@ use super::build::{PREFIX_LEN, Part};
 use super::flight::{Flight, Instead};
 use super::flows::Progress;
 use super::options::SendOptions;
+pub use super::outbox::MAX_WAYS;
 pub use super::outbox::{FlowCounts, FlowFigures};
 use super::outbox::{Outbox, Outgoing};
 use super::window::Window;
@@ -71,7 +72,8 @@ pub struct SenderFigures {
 /// * in: [`Sender::push_frame`], [`Sender::push_handshake`], [`Sender::push_ack`], then
 ///   [`Sender::end_batch`]; [`Sender::handle_ack`], [`Sender::handle_route_change`],
 ///   [`Sender::handle_unreachable`], [`Sender::handle_timeout`];
-/// * out, after each of these: [`Sender::ready`], and [`Sender::poll_level`] when a link has room.
+/// * out, after each of these: [`Sender::ready`], and [`Sender::poll_level`] when a link has room; or
+///   [`Sender::ready_on`] and [`Sender::poll_on`] for each of several ways.
 pub struct Sender {
     route: Route,
     outbox: Outbox,
@@ -224,14 +226,25 @@ impl Sender {
         self.outbox.has_resume()
     }
 
-    /// Levels at which packets may leave now, as bits.
-    pub fn ready(&mut self) -> u8 {
-        let again = self.flight.has_resends() || self.ask_credit;
-        let again = if again { Level::Urgent.bit() } else { 0 };
-        self.outbox.ready() & !self.blocked | again
+    /// How many equally short ways lead to the other node, each over a link of its own: 1 at first, at
+    /// most [`MAX_WAYS`]. A flow stays on one of them.
+    pub fn set_ways(&mut self, ways: usize) {
+        self.outbox.set_ways(ways);
     }
 
-    /// The next packet of any level, the most urgent first.
+    /// Levels at which packets may leave now, over whatever way, as bits.
+    pub fn ready(&self) -> u8 {
+        (0..self.outbox.ways()).fold(0, |set, way| set | self.ready_on(way))
+    }
+
+    /// Levels at which packets may leave now over a way, as bits.
+    pub fn ready_on(&self, way: usize) -> u8 {
+        let again = self.flight.has_resends() || self.ask_credit;
+        let again = if again { Level::Urgent.bit() } else { 0 };
+        self.outbox.ready(way) & !self.blocked | again
+    }
+
+    /// The next packet of any level and way, the most urgent first.
     pub fn poll_packet(&mut self, now: Instant) -> Option<Packet> {
         loop {
             let ready = self.ready();
@@ -242,8 +255,14 @@ impl Sender {
         }
     }
 
-    /// The next packet of a level. `None` if it has nothing, or must wait for credit or the window.
+    /// The next packet of a level, of whatever way.
     pub fn poll_level(&mut self, now: Instant, level: Level) -> Option<Packet> {
+        (0..self.outbox.ways()).find_map(|way| self.poll_on(way, now, level))
+    }
+
+    /// The next packet of a level for a way. `None` if it has nothing, or must wait for credit or the
+    /// window.
+    pub fn poll_on(&mut self, way: usize, now: Instant, level: Level) -> Option<Packet> {
         if level == Level::Urgent {
             if let Some((packet, given_up)) = self.flight.poll_resend(now) {
                 if let Some(late) = given_up {
@@ -258,11 +277,11 @@ impl Sender {
         if self.blocked & level.bit() != 0 {
             return None;
         }
-        let mut out = self.outbox.poll(level)?;
+        let mut out = self.outbox.poll(way, level)?;
         let (cost, len) = (out.part.cost, out.part.len());
         if !self.admits(&out) {
             // The acknowledgement with more credit may get lost: this end has to ask for it then.
-            self.outbox.put_back(out);
+            self.outbox.put_back(way, out);
             self.blocked |= level.bit();
             self.arm(now);
             return None;

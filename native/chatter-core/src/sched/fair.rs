@@ -153,6 +153,11 @@ impl<K: Copy + Eq + Hash + Ord, T> Levels<K, T> {
         !self.urgent.is_empty()
     }
 
+    /// The next urgent thing.
+    pub fn front_urgent(&self) -> Option<&T> {
+        self.urgent.front().map(|(item, _)| item)
+    }
+
     /// Queues something; urgent things keep their order whatever their keys.
     pub fn push(&mut self, level: Level, key: K, item: T, len: usize) {
         match level {

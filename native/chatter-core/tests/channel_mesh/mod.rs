@@ -205,6 +205,7 @@ pub struct Mesh {
     pub checker: Checker,
     /// Flows whose senders are held back.
     pub held: HashSet<u64>,
+    ways: usize,
     events: BinaryHeap<Reverse<(Instant, u64)>>,
     bodies: BTreeMap<u64, Event>,
     serial: u64,
@@ -235,6 +236,7 @@ impl Mesh {
             receiver: Receiver::new(window, 1 << 30),
             checker: Checker::default(),
             held: HashSet::new(),
+            ways: 1,
             events: BinaryHeap::new(),
             bodies: BTreeMap::new(),
             serial: 0,
@@ -266,6 +268,13 @@ impl Mesh {
         }
         self.sender.end_batch();
         self.note_held();
+        self.pull();
+    }
+
+    /// There are so many equally short ways now.
+    pub fn set_ways(&mut self, ways: usize) {
+        self.ways = ways;
+        self.sender.set_ways(ways);
         self.pull();
     }
 
@@ -349,17 +358,21 @@ impl Mesh {
         }
     }
 
-    /// What a link does: takes packets of levels that have some, as many as it likes.
+    /// What links do: each takes packets of levels that have some, as many as it likes.
     fn pull(&mut self) {
         for _ in 0..self.weather.burst {
-            let ready = self.sender.ready();
+            let way = if self.ways > 1 { self.rng.below(self.ways as u64) as usize } else { 0 };
+            let ready = self.sender.ready_on(way);
+            if ready == 0 && self.ways > 1 {
+                continue;
+            }
             let some: Vec<Level> =
                 Level::ALL.into_iter().filter(|level| ready & level.bit() != 0).collect();
             let Some(first) = some.first() else { break };
             let turn = self.rng.per_mille(200);
             let any = self.rng.below(some.len() as u64) as usize;
             let level = if turn { some[any] } else { *first };
-            if let Some(packet) = self.sender.poll_level(self.now, level) {
+            if let Some(packet) = self.sender.poll_on(way, self.now, level) {
                 self.leave(packet.to_vec().into());
             }
             self.note_held();

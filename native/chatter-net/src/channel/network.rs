@@ -110,7 +110,7 @@ impl Channel {
                 _ => _ = tx.half.over(),
             }
             self.count_retained(node, &mut tx);
-            if let Some(on) = tx.on.take() {
+            for (on, _) in tx.on.drain(..) {
                 on.remove_own(self.index.0);
             }
         }
@@ -135,11 +135,14 @@ impl Channel {
     /// A link has taken something from the channel, or is gone. On a thread of the runtime.
     pub(crate) fn wake_user(self: &Arc<Self>) {
         let Some(node) = self.node.upgrade() else { return };
-        let (writable, resume) = {
+        let (writable, resume, links) = {
             let mut tx = self.tx.lock();
+            let several = tx.on.len() > 1;
+            let links = several.then(|| self.announce(&node, &mut tx, Instant::now()));
             let resume = tx.half.sender_mut().map(Sender::take_resume).unwrap_or_default();
-            (self.user_may_go_on(&node, &mut tx), resume)
+            (self.user_may_go_on(&node, &mut tx), resume, links.unwrap_or_default())
         };
+        links.flush();
         if !resume.is_empty() {
             self.host.resume(resume);
         }
@@ -152,7 +155,7 @@ impl Channel {
     pub(crate) fn leave_link(self: &Arc<Self>) {
         let Some(node) = self.node.upgrade() else { return };
         let mut tx = self.tx.lock();
-        tx.on = None;
+        tx.on.clear();
         self.carry_on(&node, tx, Instant::now());
     }
 
