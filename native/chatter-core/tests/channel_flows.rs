@@ -29,6 +29,10 @@ fn fence() -> SendOptions {
     SendOptions { flow: FlowKey::Fence, ..SendOptions::default() }
 }
 
+fn lead(key: u64) -> SendOptions {
+    SendOptions { flow: FlowKey::Lead(key), ..SendOptions::default() }
+}
+
 fn calm() -> Weather {
     Weather { loss: 0, doubled: 0, delay_us: 1_000, spread_us: 0, vm_us: 0, burst: 1_000 }
 }
@@ -52,6 +56,9 @@ fn some_frame(rng: &mut Rng, flows: u64, fences: u64, optional: u64) -> (SendOpt
         return (fence(), len);
     }
     let key = rng.below(flows);
+    if rng.per_mille(fences) {
+        return (lead(key), len);
+    }
     // A flow keeps its class, mostly.
     let class = [Class::Normal, Class::Normal, Class::High, Class::Low][(key % 4) as usize];
     let class = if rng.per_mille(20) { Class::Normal } else { class };
@@ -91,7 +98,7 @@ fn some_work(seed: u64, ways: u64) {
             (0..1 + rng.below(12)).map(|_| some_frame(&mut rng, flows, fences, optional)).collect();
         let held = &mesh.held;
         frames.retain(|(options, _)| match options.flow {
-            FlowKey::Flow(key) => !held.contains(&key),
+            FlowKey::Flow(key) | FlowKey::Lead(key) => !held.contains(&key),
             FlowKey::Fence => true,
         });
         mesh.push(&frames);
@@ -163,6 +170,38 @@ fn a_gap_holds_up_its_flow_alone() {
     mesh.run_for(20 * MS);
     assert_eq!(mesh.checker.order.len(), out.len(), "so does what is behind a fence");
     mesh.finish(MINUTES);
+}
+
+/// Given a long backlog of others and a frame that only later ones need, expect it to leave first.
+#[test]
+fn a_lead_waits_for_nobody() {
+    let mut sender = sender(8 << 20, QUOTA);
+    let now = start();
+    for key in 0..20 {
+        sender.push_large_frame(&flow(key), &[vec![0; 20_000].into()], 20_000);
+    }
+    sender.push_frame(&lead(30), &[&[0; 10]], 10);
+    sender.push_frame(&flow(31), &[&[0; 10]], 10);
+    sender.end_batch();
+    assert_eq!(sender.poll_level(now, Level::Normal), None, "not before the lead");
+    let first = sender.poll_packet(now).expect("the lead").to_vec();
+    assert_ne!(read(&first).0.flags & FLAG_FENCE, 0);
+    assert!(sender.poll_level(now, Level::Normal).is_some());
+}
+
+/// Given a fence that waits for a long backlog, expect who goes on sending behind it to be held back.
+#[test]
+fn who_queues_too_much_behind_a_fence_is_held() {
+    let mut sender = sender(8 << 20, QUOTA);
+    for key in 0..20 {
+        sender.push_large_frame(&flow(key), &[vec![0; 40_000].into()], 40_000);
+    }
+    sender.push_frame(&fence(), &[&[0; 10]], 10);
+    for _ in 0..10 {
+        sender.push_frame(&flow(7), &[&[0; 10_000]], 10_000);
+    }
+    sender.end_batch();
+    assert_eq!(sender.take_hold(), [7]);
 }
 
 /// Given a lost packet of a flow that has no more to send, while others are busy all the time, expect it

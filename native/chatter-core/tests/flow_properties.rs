@@ -6,7 +6,7 @@ mod flow_model;
 use std::collections::VecDeque;
 
 use chatter_core::flow::{FlowKey, FrameReader, MAX_OPEN, Reading};
-use flow_model::{Choice, OPERATIONS, Signal, cut, signal};
+use flow_model::{Choice, OPERATIONS, Signal, cut, plain, signal};
 use proptest::prelude::*;
 
 /// Given signals of a few processes, the parts of one between the frames of others, expect the key of
@@ -23,11 +23,15 @@ fn check_stream(seed: u64) -> Result<(), TestCaseError> {
         }
         let (frame, expected) = under_way[at].pop_front().expect("a signal has a frame");
         let pieces = cut(&mut choice, &frame);
-        prop_assert_eq!(reader.read(&pieces), expected, "frame {}: {:?}", number, pieces);
+        let reading = reader.read(&pieces);
+        if let FlowKey::Lead(from) = reading.key {
+            prop_assert_eq!(from, senders[at]);
+        }
+        prop_assert_eq!(plain(reading), expected, "frame {}: {:?}", number, pieces);
         prop_assert!(reader.open() <= senders.len());
     }
     for (frame, expected) in under_way.into_iter().flatten() {
-        prop_assert_eq!(reader.read(&[&frame]), expected);
+        prop_assert_eq!(plain(reader.read(&[&frame])), expected);
     }
     prop_assert_eq!(reader.open(), 0);
     Ok(())
@@ -48,7 +52,7 @@ proptest! {
         let (frame, expected) = signal(&mut choice, 7, 8).frames.remove(0);
         let fence = Reading { key: FlowKey::Fence, droppable: false };
         for len in 0..frame.len() {
-            let reading = FrameReader::new().read(&[&frame[..len]]);
+            let reading = plain(FrameReader::new().read(&[&frame[..len]]));
             prop_assert!(reading == fence || reading == expected, "{} of {:?}", len, frame);
         }
     }
@@ -87,6 +91,35 @@ fn part(kind: u8, sequence: u64, number: u64) -> Vec<u8> {
         frame.extend([0, 0, 0, 1, 88]);
     }
     frame
+}
+
+/// Given frames that put atoms into the cache, expect the first atom at a place to lead, one that replaces
+/// another to be a fence, and what only refers to them to be a flow.
+#[test]
+fn atoms_at_empty_places_lead() {
+    let mut reader = FrameReader::new();
+    let mut read = |atoms: &[(u8, u8, bool)]| {
+        let mut frame = vec![131, 68, atoms.len() as u8];
+        let mut halves: Vec<u8> =
+            atoms.iter().map(|(segment, _, new)| segment | u8::from(*new) << 3).collect();
+        halves.resize(if atoms.is_empty() { 0 } else { 2 * (atoms.len() / 2 + 1) }, 0);
+        frame.extend(halves.chunks(2).map(|pair| pair[0] | pair[1] << 4));
+        for (_, at, new) in atoms {
+            frame.push(*at);
+            if *new {
+                frame.extend([2, b'o', b'k']);
+            }
+        }
+        frame.extend([104, 3, 97, 22, 88, 82, 0, 0, 0, 0, 1, 0, 0, 0, 9, 0, 0, 0, 1, 88]);
+        reader.read(&[&frame]).key
+    };
+    let sender = 1 << 32 | 9;
+    assert_eq!(read(&[]), FlowKey::Flow(sender));
+    assert_eq!(read(&[(3, 7, true)]), FlowKey::Lead(sender));
+    assert_eq!(read(&[(3, 7, false)]), FlowKey::Flow(sender));
+    assert_eq!(read(&[(4, 7, true), (3, 7, false), (3, 8, true)]), FlowKey::Lead(sender));
+    assert_eq!(read(&[(7, 255, true), (3, 8, true)]), FlowKey::Fence);
+    assert_eq!(read(&[(3, 7, true)]), FlowKey::Fence);
 }
 
 /// Given more processes in the middle of large signals than are remembered, expect the parts of the others to be

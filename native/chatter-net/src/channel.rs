@@ -31,6 +31,9 @@ use crate::host::{ChannelHost, ChannelSink};
 use crate::link::{INLINE_BUDGET, Link};
 use crate::node::Node;
 
+/// So many times `channel_queue` may be queued while senders are held back one by one.
+const HELD_QUEUE: usize = 4;
+
 /// What became of frames that were handed in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SendStatus {
@@ -407,8 +410,11 @@ impl Channel {
     /// Whether the user, if it was told `Full`, may now hand in more; counts as told.
     fn user_may_go_on(&self, node: &Node, tx: &mut Tx) -> bool {
         let over = self.count_retained(node, tx);
-        let limit = node.config.channel_queue;
-        let queued = tx.half.sender().map_or(usize::MAX, |sender| sender.queued_bytes().0);
+        let sender = tx.half.sender();
+        // Who is held back has sent more before it stops; that must not count against all others.
+        let held = sender.is_some_and(Sender::holds_back);
+        let limit = node.config.channel_queue * if held { HELD_QUEUE } else { 1 };
+        let queued = sender.map_or(usize::MAX, |sender| sender.queued_bytes().0);
         if !tx.user_waits || over || queued > limit {
             return false;
         }

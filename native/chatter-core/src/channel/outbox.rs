@@ -1,6 +1,7 @@
 //! What a sender has not sent yet: a queue for each flow. Small frames of flows without a backlog share
 //! urgent packets, the rest take turns by flow; a fence waits for all before it, and all after it for the
-//! fence. Packets get their numbers when they leave.
+//! fence. A fence that only those after it need (a lead) leaves at once. Packets get their numbers when they
+//! leave.
 //!
 //! All of it is there once for each of the equally short ways that lead to the other node: a flow
 //! stays on one of them.
@@ -18,9 +19,12 @@ use crate::flow::FlowKey;
 use crate::sched::fair::{LEVELS, Level, Levels, SPARSE_BYTES};
 use crate::wire::data::item;
 
-/// Senders are held back only while all flows together have half of so many quotas queued: a backlog of
-/// one flow stops no other, and a fast link is not to wait for the sender.
-const HOLD_FROM: usize = 16;
+/// Senders are held back only while all flows together have so many quotas queued: a backlog of one flow
+/// stops no other, and a fast link is not to wait for the sender.
+const HOLD_FROM: usize = 8;
+
+/// Flows that may have a whole quota queued each. Of more, each may have less.
+const WHOLE_QUOTAS: usize = 64;
 
 /// Equally short ways that are used at once, at most.
 pub const MAX_WAYS: usize = 4;
@@ -50,11 +54,13 @@ enum Place {
     /// Among the urgent ones, as the one of this serial number.
     Urgent(u64),
     Fence,
+    Lead,
 }
 
 impl Outgoing {
     fn new(part: Part, level: Level, label: u16, since: Option<Instant>, place: Place) -> Self {
-        let (deadline, alone, fence) = (None, None, matches!(place, Place::Fence));
+        let (deadline, alone) = (None, None);
+        let fence = matches!(place, Place::Fence | Place::Lead);
         Self { part, level, label, fence, deadline, reliable: true, alone, since, place }
     }
 
@@ -76,7 +82,8 @@ impl Outgoing {
 /// Something behind a fence.
 enum Later {
     Fence(Part),
-    Frame(SendOptions, Vec<Bytes>, usize),
+    /// With its bytes, and whether they count as queued of its flow.
+    Frame(SendOptions, Vec<Bytes>, usize, bool),
 }
 
 /// Figures of one flow.
@@ -133,6 +140,16 @@ impl Way {
         stashed.fold(self.levels.ready(), |set, (_, level)| set | level.bit())
     }
 
+    /// The next packet of a level.
+    fn pop(&mut self, level: Level) -> Option<Outgoing> {
+        if let Some(out) = self.stash[level as usize].take() {
+            return Some(out);
+        }
+        let (_, out, _) = self.levels.pop(level)?;
+        self.round += u64::from(level == Level::Urgent && !self.levels.has_urgent());
+        Some(out)
+    }
+
     /// Takes all of a level out, in order.
     fn take(&mut self, level: Level) -> impl Iterator<Item = Outgoing> {
         let stashed = self.stash[level as usize].take();
@@ -161,6 +178,8 @@ pub(super) struct Outbox {
     /// Slots of flows that have something in their building.
     touched: Vec<u32>,
     later: VecDeque<Later>,
+    /// Leave before all else.
+    leads: VecDeque<Part>,
     later_bytes: usize,
     /// Bytes in all of this.
     bytes: usize,
@@ -170,6 +189,8 @@ pub(super) struct Outbox {
     now: Option<Instant>,
     /// More than this in the queue of a flow, and its sender is to be held back.
     quota: usize,
+    /// Flows that are over it.
+    held: usize,
     hold: Vec<u64>,
     resume: Vec<u64>,
     counts: FlowCounts,
@@ -185,11 +206,13 @@ impl Outbox {
             urgents: 0,
             touched: Vec::new(),
             later: VecDeque::new(),
+            leads: VecDeque::new(),
             later_bytes: 0,
             bytes: 0,
             expected: 0,
             now: None,
             quota,
+            held: 0,
             hold: Vec::new(),
             resume: Vec::new(),
             counts: FlowCounts::default(),
@@ -267,6 +290,11 @@ impl Outbox {
         std::mem::take(&mut self.resume)
     }
 
+    /// Whether senders are being held back.
+    pub(super) fn holds_back(&self) -> bool {
+        self.held > 0
+    }
+
     /// Whether [`Outbox::take_resume`] has something.
     pub(super) fn has_resume(&self) -> bool {
         !self.resume.is_empty()
@@ -280,12 +308,16 @@ impl Outbox {
         total: usize,
         progress: Progress,
     ) {
-        let FlowKey::Flow(key) = options.flow else {
-            return self.push_fence(item::FRAME, pieces, total);
+        let key = match options.flow {
+            FlowKey::Flow(key) | FlowKey::Lead(key) => key,
+            FlowKey::Fence => return self.push_fence(item::FRAME, pieces, total),
         };
         if !self.later.is_empty() {
             let copy = vec![Bytes::from(pieces.concat())];
-            return self.push_later(*options, copy, total);
+            return self.push_later(*options, copy, total, progress);
+        }
+        if matches!(options.flow, FlowKey::Lead(_)) {
+            return self.push_lead(key, pieces, total);
         }
         let Some(slot) = self.slot(key, progress) else {
             return self.push_fence(item::FRAME, pieces, total);
@@ -385,11 +417,11 @@ impl Outbox {
     ) {
         self.expected = self.expected.saturating_sub(total);
         if matches!(options.flow, FlowKey::Flow(_)) && !self.later.is_empty() {
-            return self.push_later(*options, pieces.to_vec(), total);
+            return self.push_later(*options, pieces.to_vec(), total, progress);
         }
         let slot = match options.flow {
             FlowKey::Flow(key) => self.slot(key, progress),
-            FlowKey::Fence => None,
+            FlowKey::Lead(_) | FlowKey::Fence => None,
         };
         let Some(slot) = slot else {
             self.counts.fences += 1;
@@ -434,6 +466,24 @@ impl Outbox {
         self.expected = self.expected.saturating_sub(total);
     }
 
+    /// Takes a small frame that all later ones may need, and that needs none of the earlier ones of others.
+    fn push_lead(&mut self, key: u64, pieces: &[&[u8]], total: usize) {
+        let left = self.urgent_left();
+        let slot = self.flows.find(key);
+        let flow = slot.and_then(|slot| self.flows.get_mut(slot));
+        if flow.is_some_and(|flow| flow.queued > 0 || flow.urgent > left) {
+            return self.push_fence(item::FRAME, pieces, total);
+        }
+        self.counts.fences += 1;
+        let mut building = Building::default();
+        put(building.item(None, item::FRAME, total, total), pieces);
+        if let Some(part) = building.take() {
+            self.bytes += part.len();
+            self.leads.push_back(part);
+        }
+        self.expected = self.expected.saturating_sub(total);
+    }
+
     /// Puts an acknowledgement in front of what is urgent.
     pub(super) fn push_ack(&mut self, next: u64, credit: u64) {
         self.begin_urgent(0, 0);
@@ -453,6 +503,9 @@ impl Outbox {
 
     /// The levels that have something for a way, as bits.
     pub(super) fn ready(&self, way: usize) -> u8 {
+        if !self.leads.is_empty() {
+            return Level::Urgent.bit();
+        }
         let ready = self.ways.get(way).map_or(0, Way::ready);
         if ready == 0 && !self.later.is_empty() && self.is_drained() {
             Level::Urgent.bit()
@@ -471,27 +524,36 @@ impl Outbox {
         self.ways[..self.used].iter().all(|way| way.ready() == 0)
     }
 
-    /// The next packet of a level for a way.
+    /// The next packet of a level for a way; an urgent one if that has to leave before.
     pub(super) fn poll(&mut self, way: usize, level: Level) -> Option<Outgoing> {
-        if let Some(out) = self.ways.get_mut(way)?.stash[level as usize].take() {
-            return Some(out);
+        if !self.leads.is_empty() {
+            // What was handed in later must not get ahead of it.
+            let lead = if level == Level::Urgent { self.leads.pop_front() } else { None };
+            return lead.map(|part| Outgoing::new(part, level, 0, None, Place::Lead));
         }
-        if level == Level::Urgent
-            && !self.later.is_empty()
-            && self.is_drained()
-            && let Some(fence) = self.pass_fence()
-        {
-            return Some(fence);
+        if level == Level::Urgent && !self.later.is_empty() && self.is_drained() {
+            // What waited behind the last fence may be a lead.
+            return self.pass_fence().or_else(|| self.poll(way, level));
         }
         let way = self.ways.get_mut(way)?;
-        let (_, out, _) = way.levels.pop(level)?;
-        way.round += u64::from(level == Level::Urgent && !way.levels.has_urgent());
+        let out = way.pop(level)?;
+        if let Place::Own(slot) = out.place
+            && let Some(first) = way.first_urgent()
+            && self.flows.get_mut(slot).is_some_and(|flow| flow.urgent >= first)
+        {
+            // Something of this flow is still among the urgent ones. It must leave first: what is ahead of
+            // its turn could use up the credit of what it has to wait for.
+            way.stash[level as usize] = Some(out);
+            return way.pop(Level::Urgent);
+        }
         Some(out)
     }
 
     /// What was polled for a way cannot leave yet: it is the next one of its level.
     pub(super) fn put_back(&mut self, way: usize, out: Outgoing) {
-        if out.fence {
+        if matches!(out.place, Place::Lead) {
+            self.leads.push_front(out.part);
+        } else if out.fence {
             self.later_bytes += out.part.len();
             self.later.push_front(Later::Fence(out.part));
         } else if let Some(way) = self.ways.get_mut(way) {
@@ -515,11 +577,19 @@ impl Outbox {
         self.bytes -= len;
         self.counts.packets[out.level as usize] += 1;
         let Place::Own(slot) = out.place else { return };
+        if let Some(flow) = self.flows.get_mut(slot) {
+            flow.queued -= len;
+        }
+        self.check_resume(slot);
+    }
+
+    /// Less of a flow is queued than before.
+    fn check_resume(&mut self, slot: u32) {
         let share = self.share();
         let Some(flow) = self.flows.get_mut(slot) else { return };
-        flow.queued -= len;
         if flow.held && flow.queued < share / 2 {
             flow.held = false;
+            self.held -= 1;
             self.resume.push(flow.key);
         }
     }
@@ -539,17 +609,29 @@ impl Outbox {
                 Some(Outgoing::new(part, Level::Urgent, 0, None, Place::Fence))
             }
             first @ Later::Frame(..) => {
+                let mut passed = Vec::new();
                 let mut next = Some(first);
                 let mut rest = std::mem::take(&mut self.later);
-                while let Some(Later::Frame(options, pieces, total)) = next {
+                while let Some(Later::Frame(options, pieces, total, counted)) = next {
                     self.later_bytes -= total;
                     self.bytes -= total;
+                    if counted
+                        && let FlowKey::Flow(key) = options.flow
+                        && let Some(slot) = self.flows.find(key)
+                        && let Some(flow) = self.flows.get_mut(slot)
+                    {
+                        flow.queued -= total;
+                        passed.push(slot);
+                    }
                     self.push_again(&options, &pieces, total);
-                    let is_frame = matches!(rest.front(), Some(Later::Frame(..)));
+                    // One of them may have become a fence.
+                    let is_frame =
+                        self.later.is_empty() && matches!(rest.front(), Some(Later::Frame(..)));
                     next = if is_frame { rest.pop_front() } else { None };
                 }
                 self.end_batch();
                 self.later.append(&mut rest);
+                passed.into_iter().for_each(|slot| self.check_resume(slot));
                 None
             }
         }
@@ -565,10 +647,26 @@ impl Outbox {
         self.push_small(options, &pieces, total, progress);
     }
 
-    fn push_later(&mut self, options: SendOptions, pieces: Vec<Bytes>, total: usize) {
+    fn push_later(
+        &mut self,
+        options: SendOptions,
+        pieces: Vec<Bytes>,
+        total: usize,
+        progress: Progress,
+    ) {
         self.later_bytes += total;
         self.bytes += total;
-        self.later.push_back(Later::Frame(options, pieces, total));
+        let slot = match options.flow {
+            FlowKey::Flow(key) => self.slot(key, progress),
+            FlowKey::Lead(_) | FlowKey::Fence => None,
+        };
+        if let Some(slot) = slot
+            && let Some(flow) = self.flows.get_mut(slot)
+        {
+            flow.queued += total;
+            self.check_quota(slot);
+        }
+        self.later.push_back(Later::Frame(options, pieces, total, slot.is_some()));
     }
 
     /// The slot of a flow; `None` if there is no room for one more: then its frames are fences, which keep
@@ -588,22 +686,23 @@ impl Outbox {
         Some(slot)
     }
 
-    /// What a flow may have queued while others have a backlog as well: a quota, or less of them than
-    /// [`HOLD_FROM`] when they are many, so that all together stay below the bound of the channel.
+    /// What a flow may have queued while others have a backlog as well: a quota, or less when they are many,
+    /// so that all together stay below the bound of the channel.
     fn share(&self) -> usize {
         let backlogs = self.ways[..self.used].iter().map(|way| way.levels.backlogs());
         let many = backlogs.sum::<usize>().max(1);
-        self.quota.min(self.quota.saturating_mul(HOLD_FROM) / many)
+        self.quota.min(self.quota.saturating_mul(WHOLE_QUOTAS) / many)
     }
 
     fn check_quota(&mut self, slot: u32) {
         let share = self.share();
-        let over = self.bytes > self.quota.saturating_mul(HOLD_FROM / 2);
+        let over = self.bytes > self.quota.saturating_mul(HOLD_FROM);
         if let Some(flow) = self.flows.get_mut(slot).filter(|_| over)
             && flow.queued > share
             && !flow.held
         {
             flow.held = true;
+            self.held += 1;
             self.counts.held += 1;
             self.hold.push(flow.key);
         }

@@ -221,6 +221,11 @@ impl Sender {
         self.outbox.take_resume()
     }
 
+    /// Whether flows are over their quota, and their senders held back.
+    pub fn holds_back(&self) -> bool {
+        self.outbox.holds_back()
+    }
+
     /// Whether [`Sender::take_resume`] has something.
     pub fn has_resume(&self) -> bool {
         self.outbox.has_resume()
@@ -281,8 +286,8 @@ impl Sender {
         let (cost, len) = (out.part.cost, out.part.len());
         if !self.admits(&out) {
             // The acknowledgement with more credit may get lost: this end has to ask for it then.
+            self.blocked |= level.bit() | out.level.bit();
             self.outbox.put_back(way, out);
-            self.blocked |= level.bit();
             self.arm(now);
             return None;
         }
@@ -300,7 +305,7 @@ impl Sender {
         self.sent_offset += cost;
         let ack_now = self.asks_for_ack(len);
         let (label, fence) = (out.label, out.fence);
-        let flags = flags_of(level)
+        let flags = flags_of(out.level)
             | if ack_now { FLAG_ACK_NOW } else { 0 }
             | if fence { FLAG_FENCE } else { 0 };
         let header = RoutedHeader {

@@ -5,7 +5,8 @@
 //! its receiver is therefore no key. The sending process is: a [`FlowKey::Flow`] is everything that one process
 //! sends to one node. What has no sender, changes the state that frames of all senders share (the VM's
 //! cache of atoms), or cannot be read, is a [`FlowKey::Fence`]: after all that was before it, before all
-//! that comes later.
+//! that comes later. What only adds to the cache is a [`FlowKey::Lead`]: what comes later may refer to it,
+//! and nothing before it minds.
 //!
 //! [`FrameReader`] finds the key in the frame as the VM made it: the distribution header and the control
 //! message of the Erlang distribution protocol (`erl_dist_protocol` and `erl_ext_dist` of ERTS), of which it
@@ -25,6 +26,8 @@ pub enum FlowKey {
     /// The frames of one process: ID (upper half) and serial (lower half) of its identifier. Node and creation
     /// are those of the sending node in all frames of a channel and are left out.
     Flow(u64),
+    /// The frames of one process before it, and all frames of the channel after it.
+    Lead(u64),
     /// All frames of the channel.
     Fence,
 }
@@ -35,7 +38,7 @@ pub struct Reading {
     /// Where its place is.
     pub key: FlowKey,
     /// A whole message to a process, name or alias that changes no cache: the only frames that may be lost
-    /// or late without harm to the connection. Never true of a fence.
+    /// or late without harm to the connection. Only true of a flow's.
     pub droppable: bool,
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::control::Control;
 use super::cursor::Cursor;
-use super::header::Header;
+use super::header::{Cache, Header, Updates};
 use super::{FlowKey, Reading};
 
 /// Senders whose signals in parts a [`FrameReader`] remembers at a time. There is one for each process that the
@@ -17,6 +17,7 @@ pub const MAX_OPEN: usize = 16_384;
 pub struct FrameReader {
     /// Sender by sequence number, at most [`MAX_OPEN`].
     open: HashMap<u64, u64>,
+    cache: Cache,
 }
 
 impl FrameReader {
@@ -30,10 +31,16 @@ impl FrameReader {
     #[inline]
     pub fn read(&mut self, pieces: &[&[u8]]) -> Reading {
         let mut c = Cursor::new(pieces);
-        match Header::read(&mut c) {
-            Some(Header::Whole { updates: false }) => match Control::read(&mut c) {
+        match Header::read(&mut c, &mut self.cache) {
+            Some(Header::Whole { updates: Updates::None }) => match Control::read(&mut c) {
                 Some(Control { from, is_message }) => {
                     Reading { key: FlowKey::Flow(from), droppable: is_message }
+                }
+                None => Reading::FENCE,
+            },
+            Some(Header::Whole { updates: Updates::Fresh }) => match Control::read(&mut c) {
+                Some(Control { from, .. }) => {
+                    Reading { key: FlowKey::Lead(from), droppable: false }
                 }
                 None => Reading::FENCE,
             },
@@ -41,7 +48,7 @@ impl FrameReader {
                 self.first_part(&mut c, sequence, fragment, updates)
             }
             Some(Header::Next { sequence, fragment }) => self.next_part(sequence, fragment),
-            Some(Header::Whole { updates: true }) | None => Reading::FENCE,
+            Some(Header::Whole { updates: Updates::Replaced }) | None => Reading::FENCE,
         }
     }
 
@@ -58,7 +65,7 @@ impl FrameReader {
         c: &mut Cursor<'_>,
         sequence: u64,
         fragment: u64,
-        updates: bool,
+        updates: Updates,
     ) -> Reading {
         self.open.remove(&sequence);
         let Some(Control { from, .. }) = Control::read(c) else {
@@ -67,7 +74,10 @@ impl FrameReader {
         if fragment > 1 && self.open.len() < MAX_OPEN {
             self.open.insert(sequence, from);
         }
-        let key = if updates { FlowKey::Fence } else { FlowKey::Flow(from) };
+        let key = match updates {
+            Updates::None => FlowKey::Flow(from),
+            Updates::Fresh | Updates::Replaced => FlowKey::Fence,
+        };
         Reading { key, droppable: false }
     }
 

@@ -60,8 +60,10 @@ fn cost(mut items: &[u8]) -> u64 {
 /// One frame that was handed in.
 struct Sent {
     key: Option<u64>,
-    /// Fences before it.
+    /// Fences before it, and leads.
     fences: usize,
+    leads: usize,
+    is_lead: bool,
     ordered: bool,
     optional: bool,
     len: usize,
@@ -78,6 +80,8 @@ pub struct Checker {
     required: Vec<usize>,
     fences_sent: usize,
     fences_taken: usize,
+    leads_sent: usize,
+    leads_taken: usize,
     parts: BTreeMap<Option<u32>, (usize, Vec<u8>)>,
     /// Cost that the VM has not granted.
     pub ungranted: u64,
@@ -89,7 +93,7 @@ impl Checker {
     /// A frame of so many bytes that is handed in with these options.
     pub fn frame(&mut self, options: &SendOptions, len: usize) -> Bytes {
         let key = match options.flow {
-            FlowKey::Flow(key) => Some(key),
+            FlowKey::Flow(key) | FlowKey::Lead(key) => Some(key),
             FlowKey::Fence => None,
         };
         let id = self.sent.len();
@@ -106,7 +110,9 @@ impl Checker {
             self.pending.entry(key).or_default().push_back(id);
         }
         let len = len.max(MARK);
-        self.sent.push(Sent { key, fences, ordered, optional, len });
+        let (leads, is_lead) = (self.leads_sent, matches!(options.flow, FlowKey::Lead(_)));
+        self.leads_sent += usize::from(is_lead);
+        self.sent.push(Sent { key, fences, leads, is_lead, ordered, optional, len });
         let mut bytes = vec![id as u8; len];
         bytes[..MARK].copy_from_slice(&(id as u32).to_be_bytes());
         bytes.into()
@@ -130,6 +136,11 @@ impl Checker {
         assert!(frame[MARK..].iter().all(|byte| *byte == id as u8), "other bytes");
         assert!(self.taken.insert(id), "frame {id} came twice");
         assert_eq!(self.fences_taken, sent.fences, "frame {id} crossed a fence");
+        assert!(self.leads_taken >= sent.leads, "frame {id} before a lead");
+        if sent.is_lead {
+            assert_eq!(self.leads_taken, sent.leads, "lead {id} before another");
+            self.leads_taken += 1;
+        }
         self.ungranted += cost;
         self.order.push(sent.key);
         let Some(key) = sent.key else {
@@ -300,7 +311,13 @@ impl Mesh {
             let parts: Vec<_> =
                 self.checker.parts.values().map(|(total, part)| (part.len(), *total)).collect();
             let figures = self.sender.figures();
-            assert!(took < limit, "not done after {limit:?}: {figures:?}, parts there: {parts:?}");
+            let receiver = (self.receiver.ahead_bytes(), self.receiver.has_gap());
+            let credit = (self.spent, self.granted, self.checker.ungranted, self.sender.ready());
+            assert!(
+                took < limit,
+                "not done after {limit:?}: {figures:?}, parts there: {parts:?}, ahead {receiver:?}, \
+                 credit {credit:?}"
+            );
             self.run_for(Duration::from_millis(10));
         }
         self.run_for(Duration::from_secs(5));

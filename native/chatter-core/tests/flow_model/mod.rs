@@ -260,3 +260,11 @@ pub fn cut<'a>(choice: &mut Choice, mut frame: &'a [u8]) -> Vec<&'a [u8]> {
     }
     pieces
 }
+
+/// What a model says that knows nothing of what the cache held before.
+pub fn plain(reading: Reading) -> Reading {
+    match reading.key {
+        FlowKey::Lead(_) => Reading { key: FlowKey::Fence, droppable: reading.droppable },
+        _ => reading,
+    }
+}
