@@ -126,12 +126,20 @@ killed_in_the_middle(_Config) ->
 %%% ------------------------------------------------------------------------------------
 %%% Help
 
-%% So many nodes on one segment that know that they hear each other; groups are kept out of it.
+%% So many nodes on one segment that know that they hear each other, linked each with each, so that
+%% nobody is cut off when one is killed. Groups are kept out of it.
 network(Count) ->
     Lab = chatter_lab:open(#{nodes => Count, network => switch, seed => 7}),
     _ = put(lab, Lab),
-    Peers = [chatter_lab:start(Lab, I, #{chatter => [{multicast, true}]})
-             || I <- lists:seq(1, Count)],
+    Peers = [begin
+                 Before = [chatter_lab:node_name(J) || J <- lists:seq(1, I - 1)],
+                 chatter_lab:start(Lab, I, #{chatter => [{multicast, true}], links => static,
+                                             neighbours => [#{node => N} || N <- Before]})
+             end || I <- lists:seq(1, Count)],
+    wait_until(fun() ->
+                       Links = [length(on(P, fun() -> chatter:neighbours() end)) || P <- Peers],
+                       lists:usort(Links) =:= [Count - 1] orelse Links
+               end, ?TIMEOUT_MS),
     chatter_cluster:await_routes(Peers, ?TIMEOUT_MS),
     [ok = on(P, fun() -> supervisor:terminate_child(chatter_dist_sup, chatter_group_srv) end)
      || P <- Peers],
