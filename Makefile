@@ -66,7 +66,8 @@ compile-rest:
 	@mkdir -p _build/rest
 	@erlc -Werror -pa $(EBIN) -o _build/rest \
 	    $(filter-out erlang/%,$(ERLANG_SOURCES))
-	@PYTHONPYCACHEPREFIX=_build/rest python3 -m py_compile bench/compare.py
+	@PYTHONPYCACHEPREFIX=_build/rest python3 -m py_compile bench/compare.py \
+	    test/wire/chatter_wire.py
 
 bench: setup build                    ## the figures against stock, as a table with the bar
 	@python3 bench/compare.py --all $(BENCH)

@@ -29,8 +29,9 @@
 %% From one node to another.
 -type pair() :: {pos_integer(), pos_integer()}.
 
-%% loss, duplicate, reorder, corrupt: percent of the frames; delay, jitter: milliseconds.
--type setting() :: {loss | duplicate | reorder | corrupt | delay | jitter, number()}
+%% loss, duplicate, reorder, corrupt: percent of the frames, group_loss: of those to multicast
+%% groups; delay, jitter: milliseconds.
+-type setting() :: {loss | group_loss | duplicate | reorder | corrupt | delay | jitter, number()}
                  | {rate, BytesPerSecond :: non_neg_integer()}.
 
 -define(NOWHERE, "02:00:00:00:ff:ff").

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::ids::{ChannelIndex, NodeId};
 use crate::sched::Lane;
+use crate::wire::cast::CastAck;
 use crate::wire::data::{Ack, DropReason, Open, Opened, Reset, ResetReason, Unreachable};
 use crate::wire::packet::Packet as OutPacket;
 use crate::wire::reader::{Reader, WireError};
@@ -44,6 +45,8 @@ pub enum Content<'a> {
     ResetAck(Reset),
     /// A packet of this node was dropped.
     Unreachable(Unreachable),
+    /// What has arrived of what this node has sent by multicast.
+    CastAck(CastAck),
     /// Not a routed packet.
     None,
 }
@@ -72,6 +75,7 @@ impl<'a> Content<'a> {
             PacketType::Reset => Self::Reset(Reset::decode(content)?),
             PacketType::ResetAck => Self::ResetAck(Reset::decode(content)?),
             PacketType::Unreachable => Self::Unreachable(Unreachable::decode(content)?),
+            PacketType::CastAck => Self::CastAck(CastAck::decode(content)?),
             PacketType::Hello
             | PacketType::Lsp
             | PacketType::Summary

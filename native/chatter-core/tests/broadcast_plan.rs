@@ -13,7 +13,7 @@ use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 
 fn target(id: NodeId) -> Target {
-    Target { id, life: 0, direct: false, prev: 0 }
+    Target { id, life: 0, direct: false, links_only: false, prev: 0 }
 }
 
 fn numbered(edges: &[(usize, usize)]) -> BTreeMap<(usize, usize), u32> {

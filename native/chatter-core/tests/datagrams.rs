@@ -7,7 +7,9 @@ use std::net::SocketAddr;
 
 use chatter_core::crypto::{ClusterKey, DatagramError, DatagramOpener, DatagramSealer};
 use chatter_core::ids::{Incarnation, NodeId};
+use chatter_core::wire::bcast::{self, Batch, Target};
 use chatter_core::wire::beacon::{Beacon, MAX_SEEN};
+use chatter_core::wire::cast::{Cast, Gap, Nak, room_for};
 use chatter_core::wire::datagram::{
     DATAGRAM_HEADER_LEN, DATAGRAM_TAG_LEN, MAX_DATAGRAM, MAX_DATAGRAM_PLAIN, MAX_MESSAGE_BODY,
     Message, kind, next_message, put_message,
@@ -22,6 +24,10 @@ const LIFE: Incarnation = Incarnation(0x0006_4f3a_1b2c_3d4e);
 // Made by a second implementation, in Python; not by this crate.
 const GOLDEN_BEACON: &str = "00752f066140686f737402040a000001752f0620010db8000000000000000000000001752f\
     01b1b2b3b4b5b6b7b800064f3a1b2c3d00";
+const GOLDEN_CAST: &str = "0002a1a2a3a4a5a6a7a800062b3c4d5e6f7000000000000000090000000000000008\
+    b1b2b3b4b5b6b7b86f7100c1c2c3c4c5c6c7c86f7002000000000000000300\
+    0568656c6c6f000003006162";
+const GOLDEN_NAK: &str = "0001a1a2a3a4a5a6a7a800062b3c4d5e6f700000000000000009000000000000000c";
 const GOLDEN_DATAGRAM: &str = "4348544401000000a1a2a3a4a5a6a7a800064f3a1b2c3d4e00000000000000018f08391c\
     fc2376eee9261f49b24b664bbd94d3beb3434e8a7f78b8482c57960e6e351d7ae8ee3ed85421c11c823df0cdb9e3c3bf79\
     7b0b5301667e203eba4d65ca6dad21da9dd9d08b423ee238452c183e";
@@ -73,6 +79,82 @@ fn golden() {
     let opened = opener.open(&mut datagram).unwrap();
     assert_eq!((opened.header.sender, opened.header.incarnation), (SENDER, LIFE));
     assert_eq!((opened.header.counter, opened.plain), (1, &plain[..]));
+}
+
+fn cast() -> Cast {
+    let mut messages = Vec::new();
+    let (part, body) = (bcast::Part::Whole, &b"\0ab"[..]);
+    bcast::put_message(&mut messages, &bcast::Message { part, lz4: false, kind: "hello", body });
+    let target =
+        |id, life, prev| Target { id: NodeId(id), life, direct: false, links_only: false, prev };
+    Cast {
+        targets: vec![
+            target(0xb1b2_b3b4_b5b6_b7b8, 0x6f71, 8),
+            target(0xc1c2_c3c4_c5c6_c7c8, 0x6f70, 3),
+        ],
+        batch: Batch {
+            origin: SENDER,
+            incarnation: Incarnation(0x0006_2b3c_4d5e_6f70),
+            first: 9,
+            messages: messages.into(),
+        },
+    }
+}
+
+fn nak() -> Nak {
+    let gap = Gap { after: 9, upto: 12 };
+    Nak { gaps: vec![(SENDER, Incarnation(0x0006_2b3c_4d5e_6f70), gap)] }
+}
+
+/// The same for what broadcasts send, with every truncation refused, and every other byte refused or
+/// read as nothing else.
+#[test]
+fn golden_casts() {
+    let Cast { targets, batch } = cast();
+    let (cast_bytes, nak_bytes) = (hex(GOLDEN_CAST), hex(GOLDEN_NAK));
+    assert_eq!(Cast::encode(&batch, &targets), cast_bytes);
+    assert_eq!(Cast::decode(&cast_bytes), Ok(cast()));
+    assert_eq!(nak().encode(), nak_bytes);
+    assert_eq!(Nak::decode(&nak_bytes), Ok(nak()));
+    let cast_again = |bytes: &[u8]| {
+        Cast::decode(bytes).map(|cast| Cast::encode(&cast.batch, &cast.targets)).ok()
+    };
+    let nak_again = |bytes: &[u8]| Nak::decode(bytes).map(|nak| nak.encode()).ok();
+    let each = [(&cast_bytes, &cast_again as &dyn Fn(&[u8]) -> _), (&nak_bytes, &nak_again)];
+    for (bytes, again) in each {
+        (0..bytes.len()).for_each(|len| assert_eq!(again(&bytes[..len]), None, "{len}"));
+        for (at, new) in (0..bytes.len()).flat_map(|at| (0..=255).map(move |new| (at, new))) {
+            let mut changed = bytes.clone();
+            changed[at] = new;
+            let read = again(&changed);
+            assert!(read.is_none_or(|read| read == changed), "byte {at} = {new}");
+        }
+    }
+}
+
+/// Given more targets than fit, expect as many as do.
+#[test]
+fn casts_fit() {
+    let target =
+        |n: u64, prev| Target { id: NodeId(n), life: 1, direct: false, links_only: false, prev };
+    let mut batch = cast().batch;
+    for (len, prevs) in [(0, 1), (0, 3), (700, 1), (1_200, 2), (1_300, 1), (1_341, 1), (9_000, 1)] {
+        let targets: Vec<_> = (0..300).map(|n| target(n, n % prevs)).collect();
+        let mut messages = Vec::new();
+        let (part, body) = (bcast::Part::Whole, vec![7; len]);
+        let message = bcast::Message { part, lz4: false, kind: "", body: &body };
+        bcast::put_message(&mut messages, &message);
+        batch.messages = messages.into();
+        let room = room_for(&targets, batch.messages.len());
+        if room == 0 {
+            assert!(len >= 1_300, "{len}");
+            continue;
+        }
+        let bytes = Cast::encode(&batch, &targets[..room]);
+        assert!(bytes.len() <= MAX_MESSAGE_BODY && room <= 255, "{len}: {}", bytes.len());
+        assert!(bytes.len() + 19 > MAX_MESSAGE_BODY || room == 255, "{len}: {}", bytes.len());
+        assert_eq!(Cast::decode(&bytes).unwrap().targets, targets[..room]);
+    }
 }
 
 /// Given a datagram with any one bit changed, cut short or made longer, expect it to be dropped, and
@@ -219,5 +301,7 @@ proptest! {
         let mut rest = &bytes[..];
         while let Ok(Some(_)) = next_message(&mut rest) {}
         let _ = Beacon::decode(&bytes);
+        let _ = Cast::decode(&bytes);
+        let _ = Nak::decode(&bytes);
     }
 }

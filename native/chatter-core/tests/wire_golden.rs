@@ -147,6 +147,8 @@ fn document_has_them_all() {
         ("record-back", constant(handshake, "GOLDEN_BACK")),
         ("beacon", constant(datagrams, "GOLDEN_BEACON")),
         ("datagram", constant(datagrams, "GOLDEN_DATAGRAM")),
+        ("cast", constant(datagrams, "GOLDEN_CAST")),
+        ("nak", constant(datagrams, "GOLDEN_NAK")),
         ("record-1", golden[0].clone()),
         ("record-2", golden[1].clone()),
         ("record-3", golden[2].clone()),
@@ -184,7 +186,9 @@ fn document_has_the_code_points() {
     ] {
         rows.insert(format!("| {code} | {name} |"));
     }
-    rows.insert(format!("| 0x{:02x} | BEACON |", kind::BEACON));
+    for (code, name) in [(kind::BEACON, "BEACON"), (kind::CAST, "CAST"), (kind::NAK, "NAK")] {
+        rows.insert(format!("| 0x{code:02x} | {name} |"));
+    }
     use ResetReason as Why;
     for reason in [
         Why::Closed,

@@ -116,12 +116,14 @@ fn trailing_bytes() {
 }
 
 /// Every length and count: vector, offset, bytes of the field.
-const LENGTHS: [(&str, usize, usize); 28] = [
+const LENGTHS: [(&str, usize, usize); 30] = [
     ("bcast", 0, 3),
     ("bcast", PACKET_HEADER_LEN + 2, 2),
     ("bcast", PACKET_HEADER_LEN + BCAST_FIXED_LEN + 31, 1),
     ("bcast", PACKET_HEADER_LEN + BCAST_FIXED_LEN + 37, 3),
     ("bcast-ack", 0, 3),
+    ("cast-ack", 0, 3),
+    ("cast-ack", CONTENT + 1, 1),
     ("data-frames", 0, 3),
     ("data-frames", CONTENT + 5, 3),
     ("data-frames", CONTENT + 17, 3),
@@ -358,7 +360,7 @@ proptest! {
             drop(Identity::decode(&bytes));
             drop(Lsp::decode(&bytes));
             let _ = Hello::decode(&bytes);
-            for kind in [0x01, 0x02, 0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x30] {
+            for kind in [0x01, 0x02, 0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x30] {
                 drop(Value::decode(&framed(kind, &bytes)));
             }
         });

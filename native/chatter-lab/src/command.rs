@@ -2,8 +2,9 @@
 //! `error WHY`. Ports count from 1 here, and `*` stands for all of them.
 //!
 //! ```text
-//! set A B KEY=VALUE ...  frames from A to B: cut=0|1 loss=PPM duplicate=PPM reorder=PPM
-//!                        corrupt=PPM delay=US jitter=US rate=BYTES_PER_SECOND; others stay
+//! set A B KEY=VALUE ...  frames from A to B: cut=0|1 loss=PPM group_loss=PPM
+//!                        duplicate=PPM reorder=PPM corrupt=PPM delay=US jitter=US
+//!                        rate=BYTES_PER_SECOND; others stay
 //! clear A B              frames from A to B pass as they are
 //! reset A B              the next TCP segment from A to B resets its connection
 //! stats                  figures since the start
@@ -69,6 +70,7 @@ fn apply(shape: &mut Shape, setting: &str) -> Result<(), String> {
     match key {
         "cut" => shape.cut = value != 0,
         "loss" => shape.loss_ppm = ppm()?,
+        "group_loss" => shape.group_loss_ppm = ppm()?,
         "duplicate" => shape.duplicate_ppm = ppm()?,
         "reorder" => shape.reorder_ppm = ppm()?,
         "corrupt" => shape.corrupt_ppm = ppm()?,

@@ -19,6 +19,8 @@ pub struct Shape {
     pub cut: bool,
     /// Dropped, in a million.
     pub loss_ppm: u32,
+    /// The same for frames to groups alone: multicast and broadcast.
+    pub group_loss_ppm: u32,
     /// Delivered twice, in a million.
     pub duplicate_ppm: u32,
     /// Held [`OVERTAKEN_US`] longer so that later ones overtake, in a million.
@@ -31,6 +33,16 @@ pub struct Shape {
     pub jitter_us: u64,
     /// Bytes a second; 0: no limit.
     pub rate: u64,
+}
+
+impl Shape {
+    fn loss_of(&self, frame: &[u8]) -> u32 {
+        if frame::is_to_group(frame) {
+            self.loss_ppm.max(self.group_loss_ppm)
+        } else {
+            self.loss_ppm
+        }
+    }
 }
 
 /// Figures since the start.
@@ -193,7 +205,7 @@ impl Fabric {
         if pair.resets_wanted > 0 && frame::make_reset(&mut frame) {
             pair.resets_wanted -= 1;
             self.stats.resets += 1;
-        } else if draws[0] < shape.loss_ppm {
+        } else if draws[0] < shape.loss_of(&frame) {
             self.stats.lost += 1;
             return;
         }

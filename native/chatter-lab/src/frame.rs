@@ -25,10 +25,15 @@ pub fn address(port: usize) -> [u8; 6] {
     [2, 0, 0, 0, high, low]
 }
 
+/// Whether a frame is for several ports.
+pub fn is_to_group(frame: &[u8]) -> bool {
+    frame.first().is_some_and(|first| first & 1 == 1)
+}
+
 /// Looks at the destination address of a frame for a switch with so many ports.
 pub fn destination(frame: &[u8], ports: usize) -> Destination {
     match frame {
-        [first, ..] if frame.len() >= ETHERNET && first & 1 == 1 => Destination::All,
+        _ if frame.len() >= ETHERNET && is_to_group(frame) => Destination::All,
         [2, 0, 0, 0, high, low, ..] if frame.len() >= ETHERNET => {
             let number = usize::from(u16::from_be_bytes([*high, *low]));
             if (1..=ports).contains(&number) {

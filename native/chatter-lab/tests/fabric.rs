@@ -65,6 +65,22 @@ fn loss_is_seeded() {
     assert_ne!(one, arrivals(2, "set 1 2 loss=100000"));
 }
 
+/// Given loss for groups, expect frames to them to be lost, and no others.
+#[test]
+fn loss_for_groups_alone() {
+    assert_eq!(arrivals(1, "set 1 2 group_loss=1000000").len(), FRAMES);
+    let mut fabric = Fabric::new(3, 1);
+    assert_eq!(command::run(&mut fabric, "set 1 2 group_loss=1000000"), "ok");
+    let mut frame = numbered(1, 7);
+    frame[..6].copy_from_slice(&[0x01, 0, 0x5e, 1, 1, 1]);
+    let mut got = Vec::new();
+    for now in 0..100 {
+        fabric.offer(now, 0, &frame, &mut |to, _| got.push(to));
+        fabric.release(now, &mut |to, _| got.push(to));
+    }
+    assert_eq!(got, vec![2; 100]);
+}
+
 /// Given delay and jitter, expect every frame within both, in order, and spread.
 #[test]
 fn delay_and_jitter() {

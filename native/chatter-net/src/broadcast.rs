@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use chatter_core::broadcast::payload::Packed;
 use chatter_core::broadcast::{
-    Broadcast, BroadcastConfig, BroadcastStats, Delivery, SendError, Targets,
+    Broadcast, BroadcastConfig, BroadcastStats, Datagram, Delivery, SendError, Targets,
 };
 use chatter_core::ids::{Incarnation, NodeId};
 use chatter_core::routes::ForwardingTable;
 use chatter_core::sched::Lane;
 use chatter_core::sched::fair::Level;
 use chatter_core::wire::PacketType;
+use chatter_core::wire::cast::CastAck;
 use chatter_core::wire::packet::Packet;
 use chatter_core::wire::reader::WireError;
 use parking_lot::Mutex;
@@ -103,6 +104,31 @@ impl Node {
         (state.core.stats(), state.core.bytes())
     }
 
+    /// How many nodes are known to hear multicast of this one, and what may be sent by it at present, in
+    /// bytes a second.
+    pub fn broadcast_reach(&self) -> (usize, u64) {
+        let state = self.broadcasts.state.lock();
+        (state.core.hearers(Instant::now()), state.core.multicast_rate())
+    }
+
+    /// A life of a node has just said that it hears datagrams of this life of this one.
+    pub(crate) fn broadcast_heard_by(&self, id: NodeId, life: Incarnation) {
+        self.broadcasts.state.lock().core.handle_hears(Instant::now(), id, life);
+    }
+
+    pub(crate) fn handle_broadcast_datagram(
+        &self,
+        from: NodeId,
+        kind: u8,
+        body: &[u8],
+    ) -> Result<(), WireError> {
+        self.drive(Thread::Runtime, |core, now| core.handle_datagram(now, from, kind, body))
+    }
+
+    pub(crate) fn handle_cast_ack(&self, from: NodeId, ack: &CastAck) {
+        self.drive(Thread::Runtime, |core, now| core.handle_cast_ack(now, from, ack));
+    }
+
     pub(crate) fn handle_broadcast(
         &self,
         from: NodeId,
@@ -127,12 +153,16 @@ impl Node {
     fn drive_state<T>(&self, thread: Thread, f: impl FnOnce(&mut State, Instant) -> T) -> T {
         let now = Instant::now();
         let mut packets: Vec<(NodeId, Packet)> = Vec::new();
+        let mut routed: Vec<(NodeId, Packet)> = Vec::new();
+        let mut datagrams: Vec<Datagram> = Vec::new();
         let (result, mut tell) = {
             let mut state = self.broadcasts.state.lock();
             let result = f(&mut state, now);
             while let Some(next) = state.core.poll_transmit() {
                 packets.push(next);
             }
+            routed.extend(std::iter::from_fn(|| state.core.poll_routed(now)));
+            datagrams.extend(std::iter::from_fn(|| state.core.poll_datagram()));
             let tell = !state.told && state.core.has_delivery();
             if tell && thread == Thread::Runtime {
                 state.told = true;
@@ -147,12 +177,35 @@ impl Node {
             }
             (result, tell)
         };
+        // Datagrams first: what goes over links has a longer way.
+        self.send_datagrams(thread, datagrams);
         self.send_broadcasts(packets);
+        self.send_routed(routed);
         tell &= thread == Thread::Runtime;
         if tell {
             self.host.broadcasts();
         }
         result
+    }
+
+    fn send_datagrams(&self, thread: Thread, datagrams: Vec<Datagram>) {
+        for datagram in datagrams {
+            let Datagram { kind, body, .. } = &datagram;
+            let sent = self.multicast.as_ref().map(|multicast| multicast.send(*kind, body));
+            if sent != Some(Ok(())) {
+                self.drive(thread, |core, now| core.handle_unsent(now, &datagram));
+            }
+        }
+    }
+
+    fn send_routed(&self, packets: Vec<(NodeId, Packet)>) {
+        for (to, packet) in packets {
+            // Without a route it is lost: who waits for it has none either, or asks again.
+            if let Some(link) = self.next_hop(to, 0) {
+                link.queue_control(packet);
+                link.flush(INLINE_BUDGET);
+            }
+        }
     }
 
     fn send_broadcasts(&self, packets: Vec<(NodeId, Packet)>) {

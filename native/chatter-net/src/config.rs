@@ -100,7 +100,8 @@ pub struct NetConfig {
     pub flows: bool,
     /// Bytes that wait in the queue of one flow; beyond it its sender is held back.
     pub flow_quota: usize,
-    /// Limits of broadcasts; at least [`NetConfig::patience`] is given to targets without a route.
+    /// Limits of broadcasts; at least [`NetConfig::patience`] is given to targets without a route, and the
+    /// rate of multicast is that of [`MulticastConfig`].
     pub broadcast: BroadcastConfig,
     /// Half-open handshakes at once; one more evicts the oldest.
     pub max_half_open: usize,

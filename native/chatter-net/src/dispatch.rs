@@ -134,6 +134,7 @@ impl Dispatch {
                     channel.handle_unreachable(&self.node, notice.quoted.number);
                 }
             }
+            Content::CastAck(ack) => self.node.handle_cast_ack(header.source, &ack),
             Content::None => {}
         }
     }

@@ -161,7 +161,8 @@ impl Node {
             gap_timeout: config.gap_timeout.max(config.patience()),
         });
         let patience = config.broadcast.patience.max(config.patience());
-        let limits = BroadcastConfig { patience, ..config.broadcast };
+        let multicast_rate = config.multicast.as_ref().map(|multicast| multicast.rate);
+        let limits = BroadcastConfig { patience, multicast_rate, ..config.broadcast };
         let broadcasts = Broadcasts::new(limits, me.id, me.incarnation);
         let node = Arc::new(Self {
             broadcasts,

@@ -146,6 +146,7 @@ fn broadcast_owner(pid: LocalPid) -> Atom {
 fn broadcast_figures() -> Vec<(Atom, u64)> {
     let Some(node) = current() else { return Vec::new() };
     let (stats, (own, kept)) = node.broadcast_figures();
+    let (hearers, _) = node.broadcast_reach();
     vec![
         (atoms::sent(), stats.sent),
         (atoms::tree_packets(), stats.tree_packets),
@@ -158,6 +159,23 @@ fn broadcast_figures() -> Vec<(Atom, u64)> {
         (atoms::lost(), stats.lost),
         (atoms::gaps(), stats.gaps),
         (atoms::damaged(), stats.damaged),
+        (atoms::proofs(), hearers as u64),
+        (atoms::casts(), stats.casts),
+        (atoms::cast_targets(), stats.cast_targets),
+        (atoms::cast_acked(), stats.cast_acked),
+        (atoms::left_to_links(), stats.left_to_links),
+        (atoms::casts_in(), stats.casts_in),
+        (atoms::cast_messages(), stats.cast_messages),
+        (atoms::naks_out(), stats.naks_out),
+        (atoms::naks_in(), stats.naks_in),
+        (atoms::naks_suppressed(), stats.naks_suppressed),
+        (atoms::repairs(), stats.repairs),
+        (atoms::proofs_lost(), stats.proofs_lost),
+        (atoms::rate_cuts(), stats.rate_cuts),
+        (atoms::over_rate(), stats.over_rate),
+        (atoms::unsent(), stats.unsent),
+        (atoms::casts_dropped(), stats.casts_dropped),
+        (atoms::over_datagram(), stats.over_datagram),
         (atoms::own_bytes(), own as u64),
         (atoms::kept_bytes(), kept as u64),
     ]

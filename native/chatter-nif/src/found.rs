@@ -72,14 +72,14 @@ fn addresses<'a>(env: Env<'a>, addresses: &[SocketAddr]) -> Vec<Term<'a>> {
 pub(crate) fn multicast_figures<'a>(env: Env<'a>, node: &Node) -> Term<'a> {
     node.multicast
         .as_ref()
-        .map_or_else(|| atoms::undefined().encode(env), |multicast| figures(env, multicast))
+        .map_or_else(|| atoms::undefined().encode(env), |multicast| figures(env, node, multicast))
 }
 
-fn figures<'a>(env: Env<'a>, multicast: &Multicast) -> Term<'a> {
+fn figures<'a>(env: Env<'a>, node: &Node, multicast: &Multicast) -> Term<'a> {
     let interfaces: Vec<Term> = multicast.interfaces().iter().map(|name| bin(env, name)).collect();
     let mut pairs = vec![
         (atoms::interfaces(), interfaces.encode(env)),
-        (atoms::rate(), multicast.rate().encode(env)),
+        (atoms::rate(), node.broadcast_reach().1.encode(env)),
         (atoms::nodes(), multicast.found().len().encode(env)),
     ];
     // The names are those of the fields of a struct: a fixed list as well.

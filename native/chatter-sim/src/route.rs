@@ -85,7 +85,7 @@ impl World {
                     channel.out.handle_unreachable(now, notice.quoted.number);
                 }
             }
-            Content::None => {}
+            Content::CastAck(_) | Content::None => {}
         }
     }
 

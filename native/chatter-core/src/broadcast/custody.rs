@@ -3,33 +3,39 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
+use super::changes::changed;
 use super::payload::Packed;
 use super::plan::plan;
 use super::{BroadcastStats, DISPATCH_TIMEOUT};
 use crate::ids::{Incarnation, LinkId, NodeId};
 use crate::routes::ForwardingTable;
-use crate::wire::bcast::{
-    BATCH_BYTES, BCAST_HOPS, Batch, Bcast, BcastAck, Fate, MAX_TARGETS, Message, Target,
-    next_message, put_message,
-};
+use crate::wire::bcast::{BCAST_HOPS, Batch, Bcast, BcastAck, Fate, MAX_TARGETS, Target};
 use crate::wire::packet::Packet;
 
 /// What a neighbour has not answered for so long is planned anew: a full queue on the way may have dropped
 /// it, or somebody behind takes nothing.
-const RESEND_AFTER: Duration = Duration::from_secs(3);
+pub(super) const RESEND_AFTER: Duration = Duration::from_secs(3);
 
 /// What a neighbour had no memory for is sent again after this long.
 const BUSY_RETRY: Duration = Duration::from_millis(100);
+
+/// Where messages came from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Parent {
+    /// This node is their origin.
+    Own,
+    /// A neighbour, who is told when they are complete, under which number.
+    Link(NodeId, u64),
+    /// A datagram; `answers` tell who wants to know.
+    Cast,
+}
 
 struct Custody {
     batch: Batch,
     /// What it counts for.
     len: usize,
     hop_limit: u8,
-    /// Who is told when it is complete, and under which number; none for own messages.
-    parent: Option<(NodeId, u64)>,
+    parent: Parent,
     /// Transfers to neighbours, messages for this node, and parked targets that are not done.
     open: usize,
     /// Numbers of messages that the user may change, and what became of those that it has.
@@ -106,11 +112,11 @@ impl Custodies {
         self.custodies.get(&custody).map(|custody| custody.batch.clone())
     }
 
-    pub fn add(&mut self, batch: Batch, hop_limit: u8, parent: Option<(NodeId, u64)>) -> u64 {
+    pub fn add(&mut self, batch: Batch, hop_limit: u8, parent: Parent) -> u64 {
         self.next_custody += 1;
         let len = batch.messages.len() + OVERHEAD;
         self.bytes += len;
-        self.own_bytes += if parent.is_none() { len } else { 0 };
+        self.own_bytes += if parent == Parent::Own { len } else { 0 };
         let custody = Custody {
             batch,
             len,
@@ -132,7 +138,7 @@ impl Custodies {
         self.acks.entry((from, Fate::Busy)).or_default().push(number);
     }
 
-    /// A message of the custody waits to be delivered here.
+    /// A message of the custody waits to be delivered here, or a datagram to be acknowledged.
     pub fn wait(&mut self, custody: u64) {
         if let Some(custody) = self.custodies.get_mut(&custody) {
             custody.open += 1;
@@ -352,10 +358,11 @@ impl Custodies {
             let len = custody.len;
             self.bytes -= len;
             match custody.parent {
-                Some((parent, number)) => {
+                Parent::Link(parent, number) => {
                     self.acks.entry((parent, Fate::Done)).or_default().push(number);
                 }
-                None => self.own_bytes -= len,
+                Parent::Own => self.own_bytes -= len,
+                Parent::Cast => {}
             }
         }
     }
@@ -374,23 +381,8 @@ impl Custody {
     /// those that came.
     fn end_changes(&mut self) -> Vec<Target> {
         self.dispatch_by = None;
-        let changes = std::mem::take(&mut self.changes);
-        if changes.values().any(Option::is_some) {
-            let mut out = Vec::with_capacity(self.batch.messages.len());
-            let (mut rest, mut seq) = (&self.batch.messages[..], self.batch.first);
-            while let Ok(Some(message)) = next_message(&mut rest) {
-                match changes.get(&seq).and_then(Option::as_ref) {
-                    Some(Packed { body, lz4 }) => {
-                        put_message(&mut out, &Message { lz4: *lz4, body, ..message });
-                    }
-                    None => put_message(&mut out, &message),
-                }
-                seq += 1;
-            }
-            // What has grown too much for a packet goes on as it came.
-            if out.len() <= 2 * BATCH_BYTES {
-                self.batch.messages = Bytes::from(out);
-            }
+        if let Some(messages) = changed(&self.batch, &std::mem::take(&mut self.changes)) {
+            self.batch.messages = messages;
         }
         std::mem::take(&mut self.deferred)
     }

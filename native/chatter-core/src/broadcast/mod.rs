@@ -3,6 +3,8 @@
 //! * [`plan`] says who sends to whom;
 //! * `custody` keeps messages until everybody behind this node has them, and plans anew what a link or a
 //!   node took along when it went;
+//! * `casts` sends them by multicast first, to those known to hear it (`hearer`);
+//! * `answers` acknowledges what came by multicast, and asks for what did not;
 //! * `order` delivers them;
 //! * [`payload`] compresses them.
 //!
@@ -10,14 +12,23 @@
 //! it got them from when all these have them, so every node on the way can do the work of one that has
 //! died. Duplicates that arise from this are dropped by number.
 //!
-//! [`Broadcast`] is driven like [`Control`](crate::control::Control): calls, then `poll_transmit` and
-//! `poll_delivery` until each is empty; `poll_timeout` says when to come back.
+//! [`Broadcast`] is driven like [`Control`](crate::control::Control): calls, then `poll_transmit`,
+//! `poll_routed`, `poll_datagram` and `poll_delivery` until each is empty; `poll_timeout` says when to
+//! come back.
 
+mod answers;
+mod casts;
+mod changes;
+mod config;
 mod custody;
+mod hearer;
+mod multicast;
 mod order;
 mod outbox;
+mod pace;
 pub mod payload;
 pub mod plan;
+mod stats;
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::num::NonZeroUsize;
@@ -30,72 +41,20 @@ use lru::LruCache;
 use crate::ids::{Incarnation, NodeId};
 use crate::routes::ForwardingTable;
 use crate::wire::PacketType;
-use crate::wire::bcast::{Bcast, BcastAck, Fate, Message, Part, next_message};
+use crate::wire::bcast::{BCAST_HOPS, Bcast, BcastAck, Fate, Message, Part, Target, next_message};
 use crate::wire::packet::Packet;
 use crate::wire::reader::WireError;
-use custody::Custodies;
+use answers::Answers;
+use casts::Casts;
+pub use casts::Datagram;
+pub use config::BroadcastConfig;
+use custody::{Custodies, Parent};
 use order::{Order, Piece, Taken};
 pub use outbox::{SendError, Targets};
+pub use stats::BroadcastStats;
 
 /// How long the messages of a type that this node changes wait for that before they go on unchanged.
 pub const DISPATCH_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Limits of [`Broadcast`].
-#[derive(Clone, Copy, Debug)]
-pub struct BroadcastConfig {
-    /// Bytes of own messages that not all targets have yet; beyond it [`Broadcast::send`] refuses.
-    pub window: usize,
-    /// Bytes of messages kept for others; beyond it new ones are sent back, to come again later.
-    pub memory: usize,
-    /// Bytes of the largest message.
-    pub max_message: usize,
-    /// How long a target may be without a route until it is given up.
-    pub patience: Duration,
-    /// How long a missing message holds up those behind it.
-    pub gap_timeout: Duration,
-    /// Origins, and targets, that are remembered; the one that was silent longest is forgotten.
-    pub max_nodes: usize,
-}
-
-impl Default for BroadcastConfig {
-    fn default() -> Self {
-        Self {
-            window: 4 << 20,
-            memory: 64 << 20,
-            max_message: 16 << 20,
-            patience: Duration::from_millis(2_500),
-            gap_timeout: Duration::from_secs(10),
-            max_nodes: 8_192,
-        }
-    }
-}
-
-/// What happened since the start.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct BroadcastStats {
-    /// Own messages.
-    pub sent: u64,
-    /// Packets sent to neighbours.
-    pub tree_packets: u64,
-    /// Packets that came from neighbours.
-    pub packets_in: u64,
-    /// Messages delivered here.
-    pub delivered: u64,
-    /// Messages, or parts, that came again.
-    pub duplicates: u64,
-    /// Transfers that were planned anew because a link or a node went, or did not answer.
-    pub replanned: u64,
-    /// Packets sent back, or got back, because there was no memory for them.
-    pub busy: u64,
-    /// Targets that no message went to since there was no route to them.
-    pub unreachable: u64,
-    /// Targets given up with messages under way.
-    pub lost: u64,
-    /// Times that missing messages were given up by a receiver.
-    pub gaps: u64,
-    /// Messages that could not be read.
-    pub damaged: u64,
-}
 
 /// A message for the user of this node.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -110,6 +69,7 @@ pub struct Delivery {
     pub body: Bytes,
     /// To be named in [`Broadcast::dispatched`], if others wait for what becomes of it here.
     pub ticket: Option<u64>,
+    life: Incarnation,
     custody: u64,
 }
 
@@ -120,6 +80,8 @@ pub struct Broadcast {
     table: Arc<ForwardingTable>,
     outbox: outbox::Outbox,
     custodies: Custodies,
+    casts: Casts,
+    answers: Answers,
     origins: LruCache<NodeId, Order>,
     /// Origins of which messages are missing, and since when.
     gaps: BTreeMap<NodeId, Instant>,
@@ -139,6 +101,8 @@ impl Broadcast {
             table: Arc::default(),
             outbox: outbox::Outbox::new(life, nodes),
             custodies: Custodies::new(life),
+            casts: Casts::new(config.multicast_rate, nodes, me, life),
+            answers: Answers::new(nodes, me, life),
             origins: LruCache::new(nodes),
             gaps: BTreeMap::new(),
             handled: HashSet::new(),
@@ -152,6 +116,7 @@ impl Broadcast {
     pub fn set_table(&mut self, now: Instant, table: Arc<ForwardingTable>) {
         self.table = table;
         self.custodies.replan(now, &self.table, &mut self.stats);
+        self.casts.replan(now, &mut self.custodies, &self.table, &mut self.stats);
         self.settle(now);
     }
 
@@ -224,7 +189,7 @@ impl Broadcast {
         changed: Option<payload::Packed>,
     ) {
         if let Some(targets) = self.custodies.dispatched(ticket, seq, changed) {
-            self.custodies.send_out(now, ticket, &targets, &self.table, &mut self.stats);
+            self.forward(now, ticket, targets);
         }
         self.settle(now);
     }
@@ -237,8 +202,9 @@ impl Broadcast {
             self.launch(now, batch);
         }
         for (ticket, targets) in self.custodies.expire_dispatch(now) {
-            self.custodies.send_out(now, ticket, &targets, &self.table, &mut self.stats);
+            self.forward(now, ticket, targets);
         }
+        self.casts.expire(now, &mut self.custodies, &self.table, &mut self.stats);
         self.custodies.expire(now, self.config.patience, &self.table, &mut self.stats);
         let patience = self.config.gap_timeout;
         let due = |(id, since): (&NodeId, &Instant)| (*since + patience <= now).then_some(*id);
@@ -250,8 +216,9 @@ impl Broadcast {
             {
                 self.stats.gaps += 1;
             }
-            self.after_order(origin, taken);
+            self.after_order(now, origin, taken);
         }
+        self.ask(now);
         self.settle(now);
     }
 
@@ -265,6 +232,10 @@ impl Broadcast {
         let delivery = self.deliveries.pop_front()?;
         self.stats.delivered += 1;
         self.custodies.delivered(delivery.custody);
+        let order = self.origins.peek_mut(&delivery.origin);
+        if let Some(order) = order.filter(|order| order.incarnation == delivery.life) {
+            order.delivered(delivery.seq);
+        }
         Some(delivery)
     }
 
@@ -280,6 +251,7 @@ impl Broadcast {
 
     /// To be called when deliveries were polled: lets others know, and sends what waited for it.
     pub fn end_deliveries(&mut self, now: Instant) {
+        self.answers.taken(now, &self.origins);
         self.settle(now);
     }
 
@@ -287,7 +259,8 @@ impl Broadcast {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let gap = self.gaps.values().min().map(|since| *since + self.config.gap_timeout);
         let custody = self.custodies.timeout(self.config.patience);
-        [self.outbox.timeout(), gap, custody].into_iter().flatten().min()
+        let (casts, answers) = (self.casts.timeout_at(), self.answers.timeout());
+        [self.outbox.timeout(), gap, custody, casts, answers].into_iter().flatten().min()
     }
 
     /// Figures.
@@ -316,10 +289,16 @@ impl Broadcast {
         self.stats.unreachable += unreachable;
         let own = targets.iter().position(|target| target.id == self.me);
         let own = own.map(|at| targets.remove(at));
-        let custody = self.custodies.add(batch, crate::wire::bcast::BCAST_HOPS, None);
+        let custody = self.custodies.add(batch, BCAST_HOPS, Parent::Own);
         if let Some(own) = own {
             self.deliver(now, custody, own.prev, false);
         }
+        self.forward(now, custody, targets);
+    }
+
+    /// Sends to targets: by multicast to those who hear it, over links to the others.
+    fn forward(&mut self, now: Instant, custody: u64, targets: Vec<Target>) {
+        let targets = self.casts.send(now, custody, targets, &mut self.custodies, &mut self.stats);
         self.custodies.send_out(now, custody, &targets, &self.table, &mut self.stats);
     }
 
@@ -332,8 +311,8 @@ impl Broadcast {
             self.stats.busy += 1;
             return self.custodies.refuse(from, bcast.number);
         }
-        let custody =
-            self.custodies.add(bcast.batch, bcast.hop_limit - 1, Some((from, bcast.number)));
+        let parent = Parent::Link(from, bcast.number);
+        let custody = self.custodies.add(bcast.batch, bcast.hop_limit - 1, parent);
         // Another life of this node was meant: then it is relayed, and not delivered.
         let mine = own.filter(|own| own.life == self.outbox.life_tag());
         let waits =
@@ -341,7 +320,7 @@ impl Broadcast {
         if waits {
             self.custodies.defer(now, custody, bcast.targets);
         } else {
-            self.custodies.send_out(now, custody, &bcast.targets, &self.table, &mut self.stats);
+            self.forward(now, custody, bcast.targets);
         }
     }
 
@@ -359,6 +338,7 @@ impl Broadcast {
             if let Some((former, order)) = self.origins.push(origin, fresh) {
                 order.into_custodies().for_each(|custody| self.custodies.delivered(custody));
                 self.gaps.remove(&former);
+                self.answers.gap(now, former, None);
             }
         }
         let Some(order) = self.origins.peek_mut(&origin) else { return false };
@@ -383,11 +363,12 @@ impl Broadcast {
         }
         let waits = !changes.is_empty();
         self.custodies.set_changes(custody, changes);
-        self.after_order(origin, taken);
+        self.after_order(now, origin, taken);
         waits
     }
 
-    fn after_order(&mut self, origin: NodeId, taken: Vec<Taken>) {
+    fn after_order(&mut self, now: Instant, origin: NodeId, taken: Vec<Taken>) {
+        let life = self.origins.peek(&origin).map_or(Incarnation(0), |order| order.incarnation);
         for taken in taken {
             match taken {
                 Taken::Part(piece) => self.custodies.delivered(piece.custody),
@@ -403,14 +384,18 @@ impl Broadcast {
                         kind: piece.kind,
                         body: piece.body,
                         ticket: ticket.then_some(piece.custody),
+                        life,
                         custody: piece.custody,
                     });
                 }
             }
         }
-        match self.origins.peek(&origin).and_then(|order| order.gap_since) {
-            Some(since) => _ = self.gaps.insert(origin, since),
+        let order = self.origins.peek(&origin);
+        let gap = order.and_then(|order| Some((order.gap_since?, order.received())));
+        match gap {
+            Some((since, _)) => _ = self.gaps.insert(origin, since),
             None => _ = self.gaps.remove(&origin),
         }
+        self.answers.gap(now, origin, gap.map(|(_, received)| received));
     }
 }

@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use super::payload::{Packed, unpack};
 use crate::ids::Incarnation;
 use crate::wire::bcast::Part;
+use crate::wire::cast::Gap;
 
 /// A message, or a part of one, that is kept.
 #[derive(Clone, Debug)]
@@ -47,6 +48,9 @@ pub(super) struct Order {
     pub incarnation: Incarnation,
     /// All up to this number were delivered, or are not for this node.
     highest: u64,
+    /// Whole messages that the user has not taken yet, and the last that it has.
+    waiting: usize,
+    taken: u64,
     held: BTreeMap<u64, Held>,
     assembly: Option<Assembly>,
     /// Since when something is held.
@@ -57,7 +61,40 @@ pub(super) struct Order {
 impl Order {
     pub fn new(incarnation: Incarnation, limit: usize) -> Self {
         let (held, assembly) = (BTreeMap::new(), None);
-        Self { incarnation, highest: 0, held, assembly, gap_since: None, limit }
+        let (highest, waiting, taken) = (0, 0, 0);
+        Self { incarnation, highest, waiting, taken, held, assembly, gap_since: None, limit }
+    }
+
+    /// All up to this number that were for this node have arrived.
+    pub fn received(&self) -> u64 {
+        self.highest
+    }
+
+    /// All up to this number the user has taken.
+    pub fn taken(&self) -> u64 {
+        if self.waiting == 0 { self.highest } else { self.taken }
+    }
+
+    /// The user has taken a message.
+    pub fn delivered(&mut self, seq: u64) {
+        self.waiting = self.waiting.saturating_sub(1);
+        self.taken = self.taken.max(seq);
+    }
+
+    /// What is known to be missing, at most `limit` gaps, and the highest number that is here; should
+    /// gaps be left out, the highest one before them.
+    pub fn gaps(&self, limit: usize) -> (Vec<Gap>, u64) {
+        let (mut gaps, mut highest) = (Vec::new(), self.highest);
+        for (seq, held) in &self.held {
+            if held.prev > highest {
+                if gaps.len() == limit {
+                    break;
+                }
+                gaps.push(Gap { after: highest, upto: held.prev });
+            }
+            highest = *seq;
+        }
+        (gaps, highest)
     }
 
     /// Whether a piece has come already.
@@ -116,7 +153,7 @@ impl Order {
 
     fn take(&mut self, seq: u64, mut piece: Piece, out: &mut Vec<Taken>) {
         self.highest = seq;
-        let limit = self.limit;
+        let (limit, before) = (self.limit, out.len());
         let unpacked = |body, lz4| unpack(Packed { body, lz4 }, limit);
         match piece.part {
             Part::Whole => {
@@ -149,6 +186,9 @@ impl Order {
                     None => out.push(Taken::Damaged(piece)),
                 }
             }
+        }
+        if let Some(Taken::Whole(..)) = out.get(before) {
+            self.waiting += 1;
         }
     }
 }

@@ -161,7 +161,8 @@ impl Outbox {
                 continue;
             };
             let prev = chained.filter(|(known, _)| *known == life).map_or(0, |(_, prev)| prev);
-            targets.push(Target { id, life: Target::life_tag(life), direct: false, prev });
+            let life_tag = Target::life_tag(life);
+            targets.push(Target { id, life: life_tag, direct: false, links_only: false, prev });
             self.chain.put(id, (life, ready.last));
         }
         let batch = Batch {

@@ -194,6 +194,7 @@ impl Control {
             | PacketType::Reset
             | PacketType::ResetAck
             | PacketType::Unreachable
+            | PacketType::CastAck
             | PacketType::Bcast
             | PacketType::BcastAck => Err(WireError::Invalid("control packet type")),
         };

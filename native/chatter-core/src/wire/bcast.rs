@@ -40,6 +40,7 @@ pub const BCAST_HOPS: u8 = 64;
 const TARGET_LEN: usize = 19;
 const TARGET_DIRECT: u8 = 0x01;
 const TARGET_PREV: u8 = 0x02;
+const TARGET_LINKS: u8 = 0x04;
 
 const PART_MASK: u8 = 0x03;
 const FLAG_LZ4: u8 = 0x04;
@@ -56,6 +57,8 @@ pub struct Target {
     pub life: u16,
     /// Whether the receiver is to send to it over its own link to it, if there is one.
     pub direct: bool,
+    /// Whether only links are to be used to reach it: multicast did not.
+    pub links_only: bool,
     /// The number before the first message.
     pub prev: u64,
 }
@@ -131,15 +134,7 @@ impl Bcast {
         for field in [number, batch.origin.0, batch.incarnation.0, batch.first, prev] {
             out.extend_from_slice(&field.to_be_bytes());
         }
-        for target in targets {
-            out.extend_from_slice(&target.id.0.to_be_bytes());
-            out.extend_from_slice(&target.life.to_be_bytes());
-            let own = if target.prev == prev { 0 } else { TARGET_PREV };
-            out.push(own | if target.direct { TARGET_DIRECT } else { 0 });
-            if own != 0 {
-                out.extend_from_slice(&target.prev.to_be_bytes());
-            }
-        }
+        targets.iter().for_each(|target| put_target(&mut out, target, prev));
         let len = out.len() - PACKET_HEADER_LEN + batch.messages.len();
         assert!(len <= MAX_PACKET_BODY, "BUG! broadcast of {len} bytes");
         out[..PACKET_HEADER_LEN].copy_from_slice(&packet_header(PacketType::Bcast, len));
@@ -167,37 +162,68 @@ impl Bcast {
         // So many are there at least, whatever is claimed.
         let mut targets = Vec::with_capacity(count.min(r.rest().len() / 11));
         for _ in 0..count {
-            let (id, life) = (NodeId(r.u64("target")?), r.u16("life")?);
-            let flags = r.u8("target flags")?;
-            if flags & !(TARGET_DIRECT | TARGET_PREV) != 0 {
-                return Err(WireError::Invalid("target flags"));
-            }
-            // One way to say a thing: the common one is that of the first target.
-            let own = (flags & TARGET_PREV != 0).then(|| r.u64("prev")).transpose()?;
-            let repeats = own == Some(prev) || (own.is_some() && targets.is_empty());
-            let prev = own.unwrap_or(prev);
-            if prev >= first || repeats {
-                return Err(WireError::Invalid("prev"));
-            }
-            targets.push(Target { id, life, direct: flags & TARGET_DIRECT != 0, prev });
+            targets.push(read_target(&mut r, first, prev, targets.is_empty())?);
         }
-        let messages = r.rest();
-        if messages.len() > 2 * BATCH_BYTES {
-            let (len, limit) = (messages.len(), 2 * BATCH_BYTES);
-            return Err(WireError::TooLong { field: "messages", len, limit });
-        }
-        let mut rest = messages;
-        let mut last = first;
-        while next_message(&mut rest)?.is_some() {
-            last = last.checked_add(1).ok_or(WireError::Invalid("first"))?;
-        }
-        if last == first {
-            return Err(WireError::Truncated("messages"));
-        }
-        let messages = Bytes::copy_from_slice(messages);
+        let messages = Bytes::copy_from_slice(batch_messages(r.rest(), first)?);
         let batch = Batch { origin, incarnation, first, messages };
         Ok(Self { hop_limit, number, targets, batch })
     }
+}
+
+/// Appends a target; `prev` is the common one, that of the first.
+pub(super) fn put_target(out: &mut Vec<u8>, target: &Target, prev: u64) {
+    out.extend_from_slice(&target.id.0.to_be_bytes());
+    out.extend_from_slice(&target.life.to_be_bytes());
+    let flag = |set: bool, flag: u8| if set { flag } else { 0 };
+    let own = target.prev != prev;
+    out.push(
+        flag(target.direct, TARGET_DIRECT)
+            | flag(own, TARGET_PREV)
+            | flag(target.links_only, TARGET_LINKS),
+    );
+    if own {
+        out.extend_from_slice(&target.prev.to_be_bytes());
+    }
+}
+
+/// Reads a target of messages from `first` on; `prev` is the common one.
+pub(super) fn read_target(
+    r: &mut Reader<'_>,
+    first: u64,
+    prev: u64,
+    is_first: bool,
+) -> Result<Target, WireError> {
+    let (id, life) = (NodeId(r.u64("target")?), r.u16("life")?);
+    let flags = r.u8("target flags")?;
+    if flags & !(TARGET_DIRECT | TARGET_PREV | TARGET_LINKS) != 0 {
+        return Err(WireError::Invalid("target flags"));
+    }
+    // One way to say a thing: the common one is that of the first target.
+    let own = (flags & TARGET_PREV != 0).then(|| r.u64("prev")).transpose()?;
+    let repeats = own == Some(prev) || (own.is_some() && is_first);
+    let prev = own.unwrap_or(prev);
+    if prev >= first || repeats {
+        return Err(WireError::Invalid("prev"));
+    }
+    let (direct, links_only) = (flags & TARGET_DIRECT != 0, flags & TARGET_LINKS != 0);
+    Ok(Target { id, life, direct, links_only, prev })
+}
+
+/// Checks the messages at the end of a packet, which are numbered from `first` on.
+pub(super) fn batch_messages(messages: &[u8], first: u64) -> Result<&[u8], WireError> {
+    if messages.len() > 2 * BATCH_BYTES {
+        let (len, limit) = (messages.len(), 2 * BATCH_BYTES);
+        return Err(WireError::TooLong { field: "messages", len, limit });
+    }
+    let mut rest = messages;
+    let mut last = first;
+    while next_message(&mut rest)?.is_some() {
+        last = last.checked_add(1).ok_or(WireError::Invalid("first"))?;
+    }
+    if last == first {
+        return Err(WireError::Truncated("messages"));
+    }
+    Ok(messages)
 }
 
 /// Appends a message. `kind` is cut to nothing if it is over 255 bytes; `body` must be below 16 MiB.

@@ -50,10 +50,10 @@ pub const DATAGRAM_VERSION: u8 = 1;
 pub mod kind {
     /// A node tells of itself ([`Beacon`](crate::wire::beacon::Beacon)).
     pub const BEACON: u8 = 0x01;
-    /// The first code point of broadcasts.
-    pub const BROADCAST_FIRST: u8 = 0x10;
-    /// The last code point of broadcasts.
-    pub const BROADCAST_LAST: u8 = 0x1f;
+    /// Messages of broadcasts ([`Cast`](crate::wire::cast::Cast)).
+    pub const CAST: u8 = 0x10;
+    /// Asks for some of them again ([`Nak`](crate::wire::cast::Nak)).
+    pub const NAK: u8 = 0x11;
 }
 
 /// The header of a datagram, the check apart.

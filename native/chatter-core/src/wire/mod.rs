@@ -12,6 +12,7 @@
 
 pub mod bcast;
 pub mod beacon;
+pub mod cast;
 pub mod data;
 pub mod datagram;
 pub mod hello;
@@ -54,6 +55,8 @@ pub enum PacketType {
     ResetAck = 0x15,
     /// Routed: a relay could not pass a packet on.
     Unreachable = 0x16,
+    /// Routed: which broadcasts have arrived by multicast.
+    CastAck = 0x17,
     /// Messages to many nodes, one hop.
     Bcast = 0x20,
     /// What became of BCASTs, one hop.
@@ -76,6 +79,7 @@ impl PacketType {
             0x14 => Self::Reset,
             0x15 => Self::ResetAck,
             0x16 => Self::Unreachable,
+            0x17 => Self::CastAck,
             0x20 => Self::Bcast,
             0x21 => Self::BcastAck,
             0x30 => Self::Bye,

@@ -13,8 +13,11 @@ use chatter_core::broadcast::{Broadcast, BroadcastConfig, SendError, Targets};
 use chatter_core::ids::{Incarnation, LinkId, NodeId};
 use chatter_core::lsdb::{Lsdb, LsdbLimits};
 use chatter_core::routes::ForwardingTable;
+use chatter_core::wire::cast::CastAck;
+use chatter_core::wire::datagram::{MAX_MESSAGE_BODY, kind};
 use chatter_core::wire::lsp::{Lsp, Neighbour};
-use chatter_core::wire::{PacketType, next_packet};
+use chatter_core::wire::routed::ROUTED_HEADER_LEN;
+use chatter_core::wire::{PACKET_HEADER_LEN, PacketType, next_packet};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 
@@ -80,6 +83,8 @@ pub fn start() -> Instant {
 
 enum Event {
     Packet { from: usize, to: usize, link: u32, bytes: Vec<u8> },
+    Datagram { from: usize, to: usize, kind: u8, body: Vec<u8> },
+    Routed { from: usize, to: usize, bytes: Vec<u8> },
     Table { at: usize, life: u64 },
     Timer { at: usize, life: u64 },
 }
@@ -126,6 +131,15 @@ pub struct World {
     /// BCAST packets sent over each pair of ends.
     pub carried: BTreeMap<(usize, usize), u64>,
     pub rng: Xoshiro256PlusPlus,
+    /// Who hears whose datagrams: first the sender.
+    pub hears: BTreeSet<(usize, usize)>,
+    /// Of a hundred datagrams so many are lost on their way to each.
+    pub datagram_loss: u32,
+    /// Datagrams sent, by kind.
+    pub datagrams: BTreeMap<u8, u64>,
+    /// How late each number of an origin came to each receiver, if asked for.
+    pub late: Option<Vec<Duration>>,
+    sent_at: BTreeMap<(usize, u64), Duration>,
     /// Of so many packets one is lost, if any.
     pub lose: Option<u32>,
     /// How late nodes learn of changes, at most.
@@ -165,6 +179,11 @@ impl World {
             last: Duration::ZERO,
             carried: BTreeMap::new(),
             rng: Xoshiro256PlusPlus::seed_from_u64(seed),
+            hears: BTreeSet::new(),
+            datagram_loss: 0,
+            datagrams: BTreeMap::new(),
+            late: None,
+            sent_at: BTreeMap::new(),
             lose: None,
             lag: Duration::from_millis(50),
             config,
@@ -241,7 +260,12 @@ impl World {
         body.resize(8 + pad, 0x5a);
         let packed = Packed { body: Bytes::from(body), lz4: false };
         match node.core.send(now, targets, "t", &packed) {
-            Ok(()) => node.sent += 1,
+            Ok(()) => {
+                node.sent += 1;
+                if self.late.is_some() {
+                    self.sent_at.insert((from, node.sent), self.now);
+                }
+            }
             Err(SendError::Full) => return false,
             Err(error) => panic!("{error}"),
         }
@@ -259,6 +283,9 @@ impl World {
             let log = self.log.entry(receiver).or_default();
             log.entry((origin, life)).or_default().push(number);
             self.last = self.now;
+            if let Some(late) = &mut self.late {
+                late.push(self.now - self.sent_at[&(origin, number)]);
+            }
         }
         self.nodes[at].core.end_deliveries(now);
         while let Some((to, packet)) = self.nodes[at].core.poll_transmit() {
@@ -273,6 +300,27 @@ impl World {
             }
             self.push(self.now + HOP, Event::Packet { from: at, to, link, bytes });
         }
+        while let Some((to, packet)) = self.nodes[at].core.poll_routed(now) {
+            let lost = self.lose.is_some_and(|share| self.rng.random_range(0..share) == 0);
+            if !lost {
+                let bytes = packet.to_vec();
+                self.push(self.now + 2 * HOP, Event::Routed { from: at, to: place(to), bytes });
+            }
+        }
+        while let Some(datagram) = self.nodes[at].core.poll_datagram() {
+            assert!(datagram.body.len() <= MAX_MESSAGE_BODY);
+            *self.datagrams.entry(datagram.kind).or_default() += 1;
+            let others: Vec<usize> =
+                self.hears.range((at, 0)..(at + 1, 0)).map(|(_, to)| *to).collect();
+            for to in others {
+                if self.rng.random_range(0..100) < self.datagram_loss {
+                    continue;
+                }
+                let delay = Duration::from_micros(self.rng.random_range(50..500));
+                let (kind, body) = (datagram.kind, datagram.body.clone());
+                self.push(self.now + delay, Event::Datagram { from: at, to, kind, body });
+            }
+        }
         let next = self.nodes[at].core.poll_timeout();
         if let Some(next) = next.map(|next| next - start()) {
             let sooner = self.nodes[at].timer.is_none_or(|timer| next < timer);
@@ -282,6 +330,12 @@ impl World {
                 self.push(next.max(self.now), Event::Timer { at, life });
             }
         }
+    }
+
+    /// Lets up to so many microseconds pass.
+    pub fn pause(&mut self, most: u64) {
+        let time = self.rng.random_range(0..most);
+        self.run(Duration::from_micros(time));
     }
 
     /// Lets time pass.
@@ -302,6 +356,21 @@ impl World {
                     core.handle_packet(now, id(from), packet.kind, packet.body).unwrap();
                     self.carry_out(to);
                 }
+                Event::Datagram { from, to, kind, body } => {
+                    if self.nodes[to].alive {
+                        let now = self.instant();
+                        self.nodes[to].core.handle_datagram(now, id(from), kind, &body).unwrap();
+                        self.carry_out(to);
+                    }
+                }
+                Event::Routed { from, to, bytes } => {
+                    if self.nodes[to].alive && self.nodes[from].alive {
+                        let ack = &bytes[PACKET_HEADER_LEN + ROUTED_HEADER_LEN..];
+                        let (now, ack) = (self.instant(), CastAck::decode(ack).unwrap());
+                        self.nodes[to].core.handle_cast_ack(now, id(from), &ack);
+                        self.carry_out(to);
+                    }
+                }
                 Event::Table { at, life } if self.lives[at] == life => self.set_table(at),
                 Event::Timer { at, life } if self.lives[at] == life && self.nodes[at].alive => {
                     self.nodes[at].timer = None;
@@ -313,6 +382,30 @@ impl World {
             }
         }
         self.now = until;
+    }
+
+    /// These hear each other, and know it.
+    pub fn segment(&mut self, members: &[usize]) {
+        let pairs = members.iter().flat_map(|a| members.iter().map(|b| (*a, *b)));
+        self.hears.extend(pairs.filter(|(a, b)| a != b));
+        self.beacons();
+    }
+
+    /// Beacons: whoever hears another that hears it is told so.
+    pub fn beacons(&mut self) {
+        let now = self.instant();
+        for (a, b) in self.hears.clone() {
+            let both = self.hears.contains(&(b, a));
+            if both && self.nodes[a].alive && self.nodes[b].alive {
+                let life = Incarnation(self.lives[b]);
+                self.nodes[a].core.handle_hears(now, id(b), life);
+            }
+        }
+    }
+
+    /// Datagrams with messages that were sent.
+    pub fn casts(&self) -> u64 {
+        self.datagrams.get(&kind::CAST).copied().unwrap_or(0)
     }
 
     /// Whether the living are connected.

@@ -9,6 +9,7 @@ use chatter_core::ids::{ChannelIndex, Incarnation, NodeId};
 use chatter_core::wire::bcast::{
     BCAST_HOPS, Batch, Bcast, BcastAck, Fate, Message, Part, Target, put_message,
 };
+use chatter_core::wire::cast::{CastAck, Gap};
 use chatter_core::wire::data::{
     Ack, DropReason, Item, Open, Opened, Reset, ResetReason, Unreachable, fences, item,
     item_header, next_item,
@@ -42,6 +43,7 @@ pub enum Value {
     Reset(RoutedHeader, Reset),
     ResetAck(RoutedHeader, Reset),
     Unreachable(RoutedHeader, Unreachable),
+    CastAck(RoutedHeader, CastAck),
     Hello(Hello),
     Lsp(Lsp),
     Summary(Summary),
@@ -116,6 +118,7 @@ impl Value {
             Self::Reset(header, reset) => (PacketType::Reset, header, reset.encode()),
             Self::ResetAck(header, reset) => (PacketType::ResetAck, header, reset.encode()),
             Self::Unreachable(header, notice) => (PacketType::Unreachable, header, notice.encode()),
+            Self::CastAck(header, ack) => (PacketType::CastAck, header, ack.encode()),
             Self::Hello(hello) => return one_hop(PacketType::Hello, &hello.to_bytes()),
             Self::Lsp(lsp) => return one_hop(PacketType::Lsp, &lsp.encode()),
             Self::Summary(summary) => return summary.packet(),
@@ -166,6 +169,7 @@ impl Value {
             PacketType::Reset => Self::Reset(header, Reset::decode(content)?),
             PacketType::ResetAck => Self::ResetAck(header, Reset::decode(content)?),
             PacketType::Unreachable => Self::Unreachable(header, Unreachable::decode(content)?),
+            PacketType::CastAck => Self::CastAck(header, CastAck::decode(content)?),
             PacketType::Hello
             | PacketType::Lsp
             | PacketType::Summary
@@ -249,14 +253,14 @@ fn broadcast_vectors() -> Vec<Vector> {
     put_message(&mut messages, &whole("hello", b"\0ab"));
     let lz4 = Message { part: Part::First, lz4: true, kind: "big", body: b"xyz" };
     put_message(&mut messages, &lz4);
-    let target = |id, prev, direct| Target { id, life: 0x6f70, direct, prev };
+    let target = |id, prev, direct| Target { id, life: 0x6f70, direct, links_only: direct, prev };
     vec![
         Vector {
             name: "bcast",
             hex: "000062 20 00 40 0002 0000000000000007
                 a1a2a3a4a5a6a7a8 00062b3c4d5e6f70 0000000000000009 0000000000000008
                 a1a2a3a4a5a6a7a8 6f70 00
-                b1b2b3b4b5b6b7b8 6f70 03 0000000000000003
+                b1b2b3b4b5b6b7b8 6f70 07 0000000000000003
                 00 05 68656c6c6f 000003 006162
                 05 03 626967 000003 78797a",
             value: Value::Bcast(Bcast {
@@ -275,6 +279,26 @@ fn broadcast_vectors() -> Vec<Vector> {
             name: "bcast-ack",
             hex: "000011 21 01 0000000000000007 0000000000000008",
             value: Value::BcastAck(BcastAck { fate: Fate::Busy, numbers: vec![7, 8] }),
+        },
+        Vector {
+            name: "cast-ack",
+            hex: "00005c 17 00 20 0000 a1a2a3a4a5a6a7a8 b1b2b3b4b5b6b7b8 00000000 0000000000000000
+                01 01 6f71 a1a2a3a4a5a6a7a8 00062b3c4d5e6f70
+                0000000000000009 0000000000000008 000000000000000e
+                0000000000000009 000000000000000c",
+            value: Value::CastAck(
+                to_a(ChannelIndex::UNKNOWN),
+                CastAck {
+                    heard: true,
+                    life: 0x6f71,
+                    origin: A,
+                    incarnation: A_LIFE,
+                    received: 9,
+                    taken: 8,
+                    highest: 14,
+                    gaps: vec![Gap { after: 9, upto: 12 }],
+                },
+            ),
         },
     ]
 }

@@ -18,8 +18,8 @@ mod socket;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -27,7 +27,6 @@ use chatter_core::crypto::{DatagramOpener, DatagramSealer};
 use chatter_core::discovery::{Discovery, DiscoveryConfig, Found, Watch};
 use chatter_core::ids::{Incarnation, NodeId};
 use chatter_core::rate::TokenBucket;
-use chatter_core::wire::datagram::DatagramHeader;
 use chatter_core::wire::identity::Identity;
 use parking_lot::Mutex;
 use thiserror::Error;
@@ -38,10 +37,6 @@ use tokio::task::AbortHandle;
 use crate::config::{MulticastConfig, NetConfig};
 use crate::node::Node;
 use socket::Interface;
-
-/// Takes the messages of kinds `BROADCAST_FIRST` to `BROADCAST_LAST` that other nodes have sent: who,
-/// the kind, the body. Called on the thread of the segment, without locks; must not block.
-pub type BroadcastHook = Box<dyn Fn(&Arc<Node>, DatagramHeader, u8, &[u8]) + Send + Sync>;
 
 /// Why a message was not taken to be sent.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
@@ -170,7 +165,6 @@ pub struct Multicast {
     discovery: Mutex<Discovery>,
     /// The beacon task has something to look at.
     changed: Notify,
-    hook: OnceLock<BroadcastHook>,
 }
 
 impl Multicast {
@@ -197,7 +191,6 @@ impl Multicast {
             bucket: Mutex::new(TokenBucket::new(multicast.rate, now)),
             discovery: Mutex::new(Discovery::new(discovery, me.id, me.incarnation, seed, now)),
             changed: Notify::new(),
-            hook: OnceLock::new(),
         })
     }
 
@@ -205,11 +198,6 @@ impl Multicast {
     pub(crate) fn start(self: &Arc<Self>, node: &Arc<Node>) {
         tokio::spawn(beacons::run(node.clone(), self.clone()));
         tokio::spawn(send::run(self.clone()));
-    }
-
-    /// Who takes broadcasts; the first one that is set stays.
-    pub fn on_broadcast(&self, hook: BroadcastHook) {
-        self.hook.set(hook).ok();
     }
 
     /// The nodes that were found and are still heard.
@@ -235,17 +223,6 @@ impl Multicast {
     /// The interfaces in use, by name.
     pub fn interfaces(&self) -> Vec<String> {
         self.segments.load().iter().map(|segment| segment.interface.name.clone()).collect()
-    }
-
-    /// What may be sent at present, in bytes a second.
-    pub fn rate(&self) -> u64 {
-        self.bucket.lock().rate()
-    }
-
-    /// Receivers lose what is sent: half the rate from now on, which grows back in 16 s. Calls within
-    /// half a second count as one.
-    pub fn slow_down(&self) {
-        self.bucket.lock().halve(Instant::now());
     }
 
     pub(crate) fn begin_life(&self, incarnation: Incarnation) {

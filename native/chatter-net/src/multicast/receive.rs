@@ -112,17 +112,19 @@ impl Multicast {
         body: &[u8],
         from: SocketAddr,
     ) {
-        match (code, self.hook.get()) {
-            (kind::BEACON, _) => self.beacon(header, body, from),
-            (kind::BROADCAST_FIRST..=kind::BROADCAST_LAST, Some(hook)) => {
+        match code {
+            kind::BEACON => self.beacon(node, header, body, from),
+            kind::CAST | kind::NAK => {
                 note_activity();
-                hook(node, header, code, body);
+                if node.handle_broadcast_datagram(header.sender, code, body).is_err() {
+                    MulticastStats::count(&self.stats.bad_messages);
+                }
             }
             _ => MulticastStats::count(&self.stats.unknown_kinds),
         }
     }
 
-    fn beacon(&self, header: DatagramHeader, body: &[u8], from: SocketAddr) {
+    fn beacon(&self, node: &Node, header: DatagramHeader, body: &[u8], from: SocketAddr) {
         let Ok(mut beacon) = Beacon::decode(body) else {
             return MulticastStats::count(&self.stats.bad_messages);
         };
@@ -139,6 +141,9 @@ impl Multicast {
         if self.discovery.lock().handle_beacon(Instant::now(), id, incarnation, &beacon) {
             MulticastStats::count(&self.stats.found);
             tracing::info!(name = %beacon.name, "found by multicast");
+        }
+        if beacon.seen.contains(&(self.me, node.life())) {
+            node.broadcast_heard_by(id, incarnation);
         }
         self.changed.notify_one();
     }
