@@ -58,6 +58,9 @@
     max_frame := pos_integer(),
     broadcast_window := pos_integer(), broadcast_memory := pos_integer(),
     max_broadcast := pos_integer(),
+    message_wait_ms := non_neg_integer(), message_idle_ms := pos_integer(),
+    max_message := pos_integer(), max_message_channels := pos_integer(),
+    max_calls := pos_integer(),
     max_half_open := pos_integer(), max_links := pos_integer(),
     max_nodes := pos_integer(), max_channels := pos_integer(),
     group_leave_ms := non_neg_integer(), group_forget_s := pos_integer(),
@@ -145,6 +148,8 @@ defaults() ->
         flows => all,
         max_frame => 2 * ?GIB - 1,
         broadcast_window => 4 * ?MIB, broadcast_memory => 64 * ?MIB, max_broadcast => 16 * ?MIB,
+        message_wait_ms => 7000, message_idle_ms => 60000,
+        max_message => 64 * ?MIB, max_message_channels => 4096, max_calls => 10000,
         max_half_open => 256, max_links => 1024, max_nodes => 4096, max_channels => 65536,
         group_leave_ms => 5000, group_forget_s => 3600, group_collect_s => 60,
         group_sync_ms => 1000, group_max_groups => 1024, group_max_members => 4096,
@@ -202,6 +207,11 @@ check(max_frame, V) -> within(?MIB, 2 * ?GIB - 1, V);
 check(broadcast_window, V) -> within(64 * ?KIB, ?GIB, V);
 check(broadcast_memory, V) -> within(?MIB, 1024 * ?GIB, V);
 check(max_broadcast, V) -> within(64 * ?KIB, ?GIB, V);
+check(message_wait_ms, V) -> within(0, 600000, V);
+check(message_idle_ms, V) -> within(100, 3600000, V);
+check(max_message, V) -> within(64 * ?KIB, 256 * ?MIB, V);
+check(max_message_channels, V) -> within(1, 65536, V);
+check(max_calls, V) -> within(1, 1000000, V);
 check(max_half_open, V) -> within(1, 65535, V);
 %% No LSP states more.
 check(max_links, V) -> within(1, 1024, V);

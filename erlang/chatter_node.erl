@@ -7,8 +7,8 @@
 -module(chatter_node).
 -behaviour(gen_server).
 
--export([start_link/0, start/2, ensure_name/1, stop/0, links/0, dial/1, await/2, claims/3,
-         peer_address/1, monitor_nodes/1, settled/0, await_settled/0]).
+-export([start_link/0, start/2, ensure_name/1, stop/0, links/0, setting/2, dial/1, await/2,
+         claims/3, peer_address/1, monitor_nodes/1, settled/0, await_settled/0]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 
 %% Spawned, and asked by chatter_epmd.
@@ -37,6 +37,8 @@
 
 %% Where `links/0' and `claims/3' find what they need without asking the process.
 -define(CONFIG, {chatter, config}).
+-define(PUBLIC, [links, neighbours, drain_ms, message_wait_ms, message_idle_ms, max_message,
+                 max_message_channels, max_calls]).
 
 %% A node that was waited for in vain is not waited for again for so long: who asks again and
 %% again for a node that is not there is told at once most of the time.
@@ -80,7 +82,12 @@ stop() ->
 %% @doc The configuration key `links'.
 -spec links() -> auto | static.
 links() ->
-    maps:get(links, persistent_term:get(?CONFIG, #{}), auto).
+    setting(links, auto).
+
+%% @doc The value of one of the keys that other modules need; `Default' before the first start.
+-spec setting(atom(), T) -> T.
+setting(Key, Default) ->
+    maps:get(Key, persistent_term:get(?CONFIG, #{}), Default).
 
 %% @doc Has a link to a node dialled, once.
 -spec dial(node()) -> ok | {error, not_started | busy}.
@@ -186,7 +193,7 @@ prepare() ->
         {ok, Config} ->
             case chatter_nif:load() of
                 ok ->
-                    Public = maps:with([links, neighbours, drain_ms], Config),
+                    Public = maps:with(?PUBLIC, Config),
                     persistent_term:put(?CONFIG, Public),
                     {ok, Config};
                 {error, Line} -> {error, "chatter: " ++ Line}

@@ -198,6 +198,7 @@ fn document_has_the_code_points() {
         Why::Unreachable,
         Why::Restarted,
         Why::Lost,
+        Why::Unused,
     ] {
         rows.insert(format!("| {} | {} |", reason as u8, shout(&format!("{reason:?}"))));
     }

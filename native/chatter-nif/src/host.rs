@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use chatter_core::control::ControlEvent;
 use chatter_core::dialer::{NeighbourId, NeighbourSpec};
+use chatter_core::wire::data::ChannelKind;
 use chatter_net::channel::Channel;
 use chatter_net::host::{ChannelHost, ChannelSink, Host};
 use chatter_net::node::Node;
@@ -15,6 +16,14 @@ use rustler::{Encoder, Env, LocalPid, OwnedEnv, ResourceArc, Term};
 use crate::atoms;
 use crate::channel::ChannelRef;
 use crate::sink::BeamSink;
+
+/// The process that gets channels for messages which others open. It comes before any node, and stays.
+static MESSAGE_ACCEPTOR: Mutex<Option<LocalPid>> = Mutex::new(None);
+
+/// Names [`MESSAGE_ACCEPTOR`].
+pub(crate) fn set_message_acceptor(pid: LocalPid) {
+    *MESSAGE_ACCEPTOR.lock() = Some(pid);
+}
 
 /// See the [module](self).
 #[derive(Default)]
@@ -112,7 +121,11 @@ impl Host for BeamHost {
     }
 
     fn accept(&self, channel: Arc<Channel>) -> bool {
-        let Some(acceptor) = *self.acceptor.lock() else { return false };
+        let acceptor = match channel.kind {
+            ChannelKind::Distribution => &self.acceptor,
+            ChannelKind::Messages => &MESSAGE_ACCEPTOR,
+        };
+        let Some(acceptor) = *acceptor.lock() else { return false };
         let (index, name) = (channel.index.0, channel.peer_name.clone());
         let channel = ResourceArc::new(ChannelRef::new(channel));
         OwnedEnv::new()

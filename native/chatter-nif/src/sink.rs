@@ -120,6 +120,7 @@ pub(crate) fn reason_atom(reason: ResetReason) -> Atom {
         ResetReason::Refused => atoms::connection_refused(),
         ResetReason::Protocol => atoms::protocol_error(),
         ResetReason::Lost => atoms::packets_lost(),
+        ResetReason::Unused => atoms::unused(),
     }
 }
 

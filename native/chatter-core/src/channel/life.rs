@@ -17,7 +17,7 @@ use super::send::{Route, Sender};
 use super::{Loss, Names, Patience, Settings};
 use crate::ids::{ChannelIndex, Incarnation};
 use crate::wire::PacketType;
-use crate::wire::data::{Ack, Open, Opened, Reset, ResetReason};
+use crate::wire::data::{Ack, ChannelKind, Open, Opened, Reset, ResetReason};
 use crate::wire::packet::Packet;
 use crate::wire::routed::RoutedHeader;
 
@@ -49,6 +49,8 @@ pub enum State {
 pub struct Outgoing {
     settings: Arc<Settings>,
     names: Names,
+    /// What OPEN says that the channel is for.
+    kind: ChannelKind,
     state: State,
     /// The life of the node at the other end: that of the tables, until one has granted the channel.
     peer_incarnation: Incarnation,
@@ -84,6 +86,7 @@ impl Outgoing {
         Self {
             settings,
             names,
+            kind: ChannelKind::Distribution,
             state: State::Opening,
             peer_incarnation,
             peer_index: ChannelIndex::UNKNOWN,
@@ -106,6 +109,11 @@ impl Outgoing {
         let mut this = Self::asking(settings, names, open.incarnation, now);
         this.begin(open.index, open.epoch, open.window);
         this
+    }
+
+    /// The same for a channel of another kind than distribution.
+    pub fn of_kind(self, kind: ChannelKind) -> Self {
+        Self { kind, ..self }
     }
 
     /// Where the channel is in its life.
@@ -336,6 +344,7 @@ impl Outgoing {
                     epoch: self.names.epoch,
                     incarnation: self.settings.incarnation,
                     window: self.settings.window,
+                    kind: self.kind,
                     name: self.settings.name.clone(),
                 };
                 Some(self.packet(PacketType::Open, ChannelIndex::UNKNOWN, &open.encode()))

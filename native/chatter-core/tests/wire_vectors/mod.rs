@@ -11,8 +11,8 @@ use chatter_core::wire::bcast::{
 };
 use chatter_core::wire::cast::{CastAck, Gap};
 use chatter_core::wire::data::{
-    Ack, DropReason, Item, Open, Opened, Reset, ResetReason, Unreachable, fences, item,
-    item_header, next_item,
+    Ack, ChannelKind, DropReason, Item, Open, Opened, Reset, ResetReason, Unreachable, fences,
+    item, item_header, next_item,
 };
 use chatter_core::wire::hello::{ByeReason, HELLO_SYNCED, Hello};
 use chatter_core::wire::identity::Identity;
@@ -444,23 +444,28 @@ fn channel_vectors() -> Vec<Vector> {
         window: WINDOW,
         open_epoch: 0xea01_0203_0405_0607,
     };
+    let open = |kind| Open {
+        index: A_INDEX,
+        epoch: opened.open_epoch,
+        incarnation: A_LIFE,
+        window: WINDOW,
+        kind,
+        name: "a@host".to_owned(),
+    };
     let reset =
         Reset { from_index: A_INDEX, to_index: B_INDEX, last: 6, reason: ResetReason::Closed };
     vec![
         Vector {
             name: "open",
-            hex: "000043 12 00 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 00000000 0000000000000000
-                aaaa0001 ea01020304050607 00062b3c4d5e6f70 0000000000800000 06 6140686f7374",
-            value: Value::Open(
-                to_b(ChannelIndex::UNKNOWN, 0),
-                Open {
-                    index: A_INDEX,
-                    epoch: opened.open_epoch,
-                    incarnation: A_LIFE,
-                    window: WINDOW,
-                    name: "a@host".to_owned(),
-                },
-            ),
+            hex: "000044 12 00 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 00000000 0000000000000000
+                aaaa0001 ea01020304050607 00062b3c4d5e6f70 0000000000800000 00 06 6140686f7374",
+            value: Value::Open(to_b(ChannelIndex::UNKNOWN, 0), open(ChannelKind::Distribution)),
+        },
+        Vector {
+            name: "open-messages",
+            hex: "000044 12 00 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 00000000 0000000000000000
+                aaaa0001 ea01020304050607 00062b3c4d5e6f70 0000000000800000 01 06 6140686f7374",
+            value: Value::Open(to_b(ChannelIndex::UNKNOWN, 0), open(ChannelKind::Messages)),
         },
         Vector {
             name: "opened",

@@ -137,8 +137,9 @@ impl Channel {
         let Some(node) = self.node.upgrade() else { return };
         let (writable, resume) = {
             let mut tx = self.tx.lock();
-            let resume = tx.half.sender_mut().map(Sender::take_resume).unwrap_or_default();
-            (self.user_may_go_on(&node, &mut tx), resume)
+            let mut resume = tx.half.sender_mut().map(Sender::take_resume).unwrap_or_default();
+            let resumed = resume.extract_if(.., |flow| tx.held.remove(flow)).count() > 0;
+            (self.user_may_go_on(&node, &mut tx) || resumed, resume)
         };
         if !resume.is_empty() {
             self.host.resume(resume);

@@ -17,7 +17,7 @@ use chatter_core::control::{ControlConfig, ControlEvent, LinkInfo, LinkState};
 use chatter_core::crypto::ClusterKey;
 use chatter_core::dialer::NeighbourId;
 use chatter_core::dialer::NeighbourSpec;
-use chatter_core::wire::data::ResetReason;
+use chatter_core::wire::data::{ChannelKind, ResetReason};
 use chatter_net::channel::{Channel, SendStatus};
 use chatter_net::config::{ListenPort, NetConfig};
 use chatter_net::host::{ChannelHost, ChannelSink, Host};
@@ -249,7 +249,8 @@ impl Peer {
     pub fn open(&self, other: &Self) -> (Arc<Channel>, Arc<Channel>) {
         until("a route both ways", || self.reaches(other) && other.reaches(self));
         let before = other.host.accepted.lock().len();
-        let here = self.node.open_channel(other.node.me.id).expect("a channel");
+        let here =
+            self.node.open_channel(other.node.me.id, ChannelKind::Distribution).expect("a channel");
         self.node.begin_open(&here);
         until("the channel is open", || user(&here).opened.load(Ordering::SeqCst));
         until("it is accepted", || other.host.accepted.lock().len() > before);
