@@ -206,6 +206,11 @@ subscribe(Type) ->
 %% N}'. Calling it again adds to what is left. What comes while nothing is left is dropped for
 %% this process and counted (`subscriber_drops'). `From' is the node that sent it, or an id as a
 %% binary if that has no name. Ends with the process.
+%%
+%% `chatter_lost' is no type of broadcasts: with `on_loss' `notify' its subscribers get
+%% `{chatter_lost, Node, Flow, Count}' when `Count' messages of that node to this one are lost for
+%% good. `Flow' is `{Id, Serial}' of the process that sent them, as its pid shows them there, or
+%% `other': see docs/operations.md.
 -spec subscribe(atom(), pos_integer()) -> ok.
 subscribe(Type, N) ->
     chatter_broadcast:subscribe(Type, N).

@@ -55,6 +55,7 @@
     control_queue := pos_integer(), relay_queue := pos_integer(),
     channel_queue := pos_integer(), flow_quota := pos_integer(),
     flow_backpressure := suspend | channel, flows := all | 1,
+    on_loss := nodedown | notify,
     max_frame := pos_integer(),
     broadcast_window := pos_integer(), broadcast_memory := pos_integer(),
     max_broadcast := pos_integer(),
@@ -145,7 +146,7 @@ defaults() ->
         channel_window => 8 * ?MIB, retransmit_memory => 256 * ?MIB,
         control_queue => 64 * ?KIB, relay_queue => 16 * ?MIB,
         channel_queue => 16 * ?MIB, flow_quota => 256 * ?KIB, flow_backpressure => suspend,
-        flows => all,
+        flows => all, on_loss => nodedown,
         max_frame => 2 * ?GIB - 1,
         broadcast_window => 4 * ?MIB, broadcast_memory => 64 * ?MIB, max_broadcast => 16 * ?MIB,
         message_wait_ms => 7000, message_idle_ms => 60000,
@@ -200,6 +201,7 @@ check(retransmit_memory, V) -> within(?MIB, 1024 * ?GIB, V);
 check(control_queue, V) -> within(4 * ?KIB, 4 * ?MIB, V);
 check(channel_queue, V) -> within(64 * ?KIB, ?GIB, V);
 check(flow_backpressure, V) -> one_of([suspend, channel], V);
+check(on_loss, V) -> one_of([nodedown, notify], V);
 check(flows, V) -> one_of([all, 1], V);
 check(flow_quota, V) -> within(16 * ?KIB, ?GIB, V);
 check(relay_queue, V) -> within(64 * ?KIB, ?GIB, V);
@@ -232,10 +234,6 @@ check(epmd_max_pending, V) -> within(1, 1000000, V);
 check(epmd_max_names, V) -> within(1, 1000000, V);
 check(epmd_max_old_names, V) -> within(1, 1000000, V);
 check(log_level, V) -> one_of(log_levels(), V).
-
-%% Keys of the contract that nothing in this version reads: accepting them would promise something.
-later() ->
-    [on_loss].
 
 variable(my_addr) -> "CHATTER_ADDRESS";
 variable(my_port) -> "CHATTER_PORT";
@@ -590,11 +588,10 @@ key_of_file(File) ->
 %%% Refusals
 
 refuse_foreign(Key) ->
-    case {lists:member(Key, keys()), lists:member(Key, later())} of
-        {true, _} -> ok;
-        {_, true} -> refuse("key '~ts' has no meaning in this version", [Key]);
-        _ when is_atom(Key) -> refuse("unknown key '~ts'~ts", [Key, suggestion(Key)]);
-        _ -> refuse("a key is an atom, and one that was given is not", [])
+    case lists:member(Key, keys()) of
+        true -> ok;
+        false when is_atom(Key) -> refuse("unknown key '~ts'~ts", [Key, suggestion(Key)]);
+        false -> refuse("a key is an atom, and one that was given is not", [])
     end.
 
 suggestion(Unknown) ->

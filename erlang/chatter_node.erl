@@ -341,6 +341,10 @@ stop_native(#state{config = Config}) ->
     %% What the native node said last comes too late, and then says nothing new.
     chatter_monitors:all_down().
 
+%% A node without a name is no atom.
+peer_node(<<>>) -> <<>>;
+peer_node(Name) -> binary_to_atom(Name).
+
 subscriber_down(Ref, State) ->
     case maps:take(Ref, State#state.subscribers) of
         {Pid, Subscribers} ->
@@ -378,6 +382,10 @@ handle_event({dial_failed, Id}, State) ->
         {Spec, Dialled} -> fail_waiting(Spec, State#state{dialled = Dialled});
         error -> State
     end;
+handle_event({lost, Name, Sender, Count}, State) ->
+    Flow = case Sender of {0, 0} -> other; _ -> Sender end,
+    ok = chatter_broadcast:tell({chatter_lost, peer_node(Name), Flow, Count}),
+    State;
 handle_event({node_lost, Name}, State) ->
     %% A connected node has lost its last route: before it is given up, a link of our own is tried.
     case links() of
@@ -520,7 +528,7 @@ native_spec({address, Host, Port}) ->
 native_config(FullName, Listen, Config) ->
     Keys = [encryption, unix_sockets, hello_ms, hold_ms, unreachable_ms, lsp_refresh_s,
             channel_window, max_frame, max_channels, retransmit_memory, setup_retry_ms,
-            gap_timeout_ms, control_queue, relay_queue, channel_queue,
+            gap_timeout_ms, on_loss, control_queue, relay_queue, channel_queue,
             broadcast_window, broadcast_memory, max_broadcast,
             max_half_open, max_links, max_nodes, handshake_timeout_ms,
             reconnect_min_ms, reconnect_max_ms, workers, busy_poll_us, multicast, multicast_port,

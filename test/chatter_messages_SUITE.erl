@@ -18,7 +18,7 @@ suite() -> [{timetrap, {seconds, 90}}].
 all() ->
     [{group, direct}, {group, relayed}, slow_receiver, receiver_never_reads_channel, deadlines,
      killed_relay, killed_peer, former_life, unused_channels_are_closed, processes_killed,
-     limits, dials, classes].
+     limits, dials, classes, losses_are_told].
 
 groups() ->
     Both = [no_connection, receivers, in_order, sizes, concurrent_calls, results],
@@ -634,6 +634,37 @@ classes(_Config) ->
                   ok = chatter:set_class(Gone, [unreliable])
           end),
     wait_until(fun() -> on(A, fun chatter_nif:manners/0) =:= [] end, ?TIMEOUT_MS).
+
+%% Given reports of the native node that messages are lost (channel_loss.rs has how it comes to
+%% them), expect subscribers to get them, as many as they have asked for, and connections to go on.
+losses_are_told(_Config) ->
+    Keys = #{on_loss => notify},
+    [#{node := NodeA} = A, #{node := NodeB} = B] = linked(Keys, Keys),
+    chatter_work:connect(A, B),
+    ok = collector(A, losses),
+    on(A, fun() ->
+                  Self = self(),
+                  Report = fun(Sender, Count) ->
+                                   Event = {lost, atom_to_binary(NodeB), Sender, Count},
+                                   chatter_node ! {chatter_event, Event}
+                           end,
+                  Pid = spawn(fun() ->
+                                      ok = chatter:subscribe(chatter_lost, 2),
+                                      Self ! subscribed,
+                                      [receive M -> losses ! M end || _ <- [1, 2, 3]],
+                                      receive stop -> ok end
+                              end),
+                  receive subscribed -> ok end,
+                  _ = Report({88, 3}, 5),
+                  _ = Report({0, 0}, 7),
+                  _ = Report({89, 0}, 1),
+                  Pid ! stop
+          end),
+    await_collected(A, losses, [{chatter_lost, NodeB, {88, 3}, 5}, {chatter_lost, NodeB, other, 7},
+                                {chatter_broadcast_passive, chatter_lost}]),
+    ?assertMatch(#{channels := [#{lost := 0, lost_in := 0} | _]},
+                 on(A, fun() -> chatter:info(NodeB) end)),
+    ?assertEqual([NodeA], on(B, fun() -> nodes() end)).
 
 %%% Helpers
 

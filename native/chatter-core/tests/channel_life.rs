@@ -8,7 +8,7 @@ use chatter_core::channel::life::{Outgoing, State};
 use chatter_core::channel::options::SendOptions;
 use chatter_core::channel::receive::Sink;
 use chatter_core::channel::table::{OpenVerdict, Table};
-use chatter_core::channel::{Names, Settings};
+use chatter_core::channel::{Names, OnLoss, Settings};
 use chatter_core::ids::{ChannelIndex, Incarnation, NodeId};
 use chatter_core::relay::{self, Complaints, Content, Routed};
 use chatter_core::wire::data::{ChannelKind, DropReason, Open, Opened, Reset, ResetReason};
@@ -35,6 +35,7 @@ fn settings(me: NodeId) -> Arc<Settings> {
         setup_retry: RETRY,
         flow_quota: 256 * 1024,
         gap_timeout: Duration::from_secs(10),
+        on_loss: OnLoss::End,
     })
 }
 

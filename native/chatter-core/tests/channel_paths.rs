@@ -7,7 +7,7 @@ use chatter_core::channel::life::Outgoing;
 use chatter_core::channel::options::SendOptions;
 use chatter_core::channel::receive::Sink;
 use chatter_core::channel::send::{Route, Sender};
-use chatter_core::channel::{Loss, Names, SERVICE_INTERVAL, Settings};
+use chatter_core::channel::{Loss, Names, OnLoss, SERVICE_INTERVAL, Settings};
 use chatter_core::ids::{ChannelIndex, Incarnation, NodeId};
 use chatter_core::wire::data::{Ack, ChannelKind, Open};
 use chatter_core::wire::packet::Packet;
@@ -58,6 +58,7 @@ fn settings(me: NodeId) -> std::sync::Arc<Settings> {
         setup_retry: 250 * MS,
         flow_quota: 256 * 1024,
         gap_timeout: Duration::from_secs(10),
+        on_loss: OnLoss::End,
     })
 }
 

@@ -183,6 +183,7 @@ fn document_has_the_code_points() {
         (item::FLOW, "FLOW"),
         (item::END, "END"),
         (item::VOID, "VOID"),
+        (item::LOST, "LOST"),
     ] {
         rows.insert(format!("| {code} | {name} |"));
     }

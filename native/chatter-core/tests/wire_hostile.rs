@@ -116,7 +116,7 @@ fn trailing_bytes() {
 }
 
 /// Every length and count: vector, offset, bytes of the field.
-const LENGTHS: [(&str, usize, usize); 30] = [
+const LENGTHS: [(&str, usize, usize); 31] = [
     ("bcast", 0, 3),
     ("bcast", PACKET_HEADER_LEN + 2, 2),
     ("bcast", PACKET_HEADER_LEN + BCAST_FIXED_LEN + 31, 1),
@@ -135,6 +135,7 @@ const LENGTHS: [(&str, usize, usize); 30] = [
     ("data-ack", CONTENT + 5, 3),
     ("data-end", CONTENT + 17, 3),
     ("data-void", CONTENT + 17, 3),
+    ("data-lost", CONTENT + 17, 3),
     ("open", 0, 3),
     ("open", CONTENT + 29, 1),
     ("opened", 0, 3),

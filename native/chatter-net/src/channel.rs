@@ -107,6 +107,8 @@ pub struct ChannelFigures {
     pub flows_in: usize,
     /// Packets that were taken although others before them were missing.
     pub early: u64,
+    /// Frames of the other end that were lost for good.
+    pub lost_in: u64,
 }
 
 /// For whom a channel is made.
@@ -185,6 +187,7 @@ impl Channel {
             marks_in: rx.half.marks(),
             flows_in: rx.half.receiver().flows(),
             early: rx.half.receiver().early(),
+            lost_in: rx.half.receiver().lost(),
         }
     }
 

@@ -158,6 +158,7 @@ impl Node {
             flow_quota: config.flow_quota,
             setup_retry: config.setup_retry,
             gap_timeout: config.gap_timeout.max(config.patience()),
+            on_loss: config.on_loss,
         });
         let patience = config.broadcast.patience.max(config.patience());
         let multicast_rate = config.multicast.as_ref().map(|multicast| multicast.rate);

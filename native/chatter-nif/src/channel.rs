@@ -66,7 +66,7 @@ impl ChannelRef {
         let reader = flows.then(Mutex::default);
         let this = Self { channel, ticks: AtomicU64::new(0), reader, taken: Mutex::default() };
         if let Some(host) = this.host() {
-            host.set_index(this.channel.index.0);
+            host.set_names(this.channel.index.0, &this.channel.peer_name);
         }
         this
     }

@@ -1,6 +1,7 @@
 //! The BEAM as the embedder of a node: events become messages.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -25,10 +26,13 @@ pub(crate) fn set_message_acceptor(pid: LocalPid) {
     *MESSAGE_ACCEPTOR.lock() = Some(pid);
 }
 
+/// The process that gets the events of a node.
+type Owner = Arc<Mutex<Option<LocalPid>>>;
+
 /// See the [module](self).
 #[derive(Default)]
 pub(crate) struct BeamHost {
-    owner: Mutex<Option<LocalPid>>,
+    owner: Owner,
     acceptor: Mutex<Option<LocalPid>>,
     broadcaster: Mutex<Option<LocalPid>>,
     pub(crate) node: OnceLock<Weak<Node>>,
@@ -142,7 +146,8 @@ impl Host for BeamHost {
     }
 
     fn channel(&self) -> (Arc<dyn ChannelHost>, Box<dyn ChannelSink>) {
-        let host = Arc::new(BeamChannel::default());
+        let host =
+            Arc::new(BeamChannel { node_owner: self.owner.clone(), ..BeamChannel::default() });
         (host.clone(), Box::new(BeamSink::new(host)))
     }
 }
@@ -154,12 +159,28 @@ pub(crate) struct BeamChannel {
     owner: Mutex<Option<LocalPid>>,
     controller: Mutex<Option<LocalPid>>,
     governor: Mutex<Option<LocalPid>>,
+    node_owner: Owner,
+    peer_name: OnceLock<String>,
 }
 
 impl BeamChannel {
-    /// Known once the channel is made; what the messages to its owner carry.
-    pub(crate) fn set_index(&self, index: u32) {
+    /// Known once the channel is made: what the messages to its owner carry, and who is at the other end.
+    pub(crate) fn set_names(&self, index: u32, peer_name: &str) {
         self.index.store(index, Ordering::Relaxed);
+        let _ = self.peer_name.set(peer_name.to_owned());
+    }
+
+    /// Tells of frames of the other end that were lost for good, by sender.
+    pub(crate) fn lost(&self, losses: BTreeMap<u64, u64>) {
+        let Some(owner) = *self.node_owner.lock() else { return };
+        let name = self.peer_name.get().map_or("", String::as_str);
+        for (key, count) in losses {
+            let sender = senders(vec![key])[0];
+            let _ = OwnedEnv::new().send_and_clear(&owner, |env| {
+                let event = (atoms::lost(), bin(env, name), sender, count);
+                (atoms::chatter_event(), event).encode(env)
+            });
+        }
     }
 
     pub(crate) fn index(&self) -> u32 {

@@ -278,6 +278,8 @@ fn channel_figures<'a>(env: Env<'a>, channel: &Channel) -> Term<'a> {
             (atoms::held(), f.sender.flows.held.encode(env)),
             (atoms::late(), f.sender.flows.late.encode(env)),
             (atoms::given_up(), f.sender.flows.given_up.encode(env)),
+            (atoms::lost(), f.sender.flows.lost.encode(env)),
+            (atoms::lost_in(), f.lost_in.encode(env)),
             (atoms::early(), f.early.encode(env)),
             (atoms::packets(), map(env, packets)),
             (atoms::talkers(), talkers.encode(env)),

@@ -31,10 +31,11 @@ impl Manners {
 
     /// How a frame that was read is to be carried. Only what the VM can do without may be late or lost.
     pub(crate) fn of(&self, reading: Reading) -> SendOptions {
-        let plain = SendOptions { flow: reading.key, ..SendOptions::default() };
+        let Reading { key: flow, droppable } = reading;
+        let plain = SendOptions { flow, droppable, ..SendOptions::default() };
         let (Some(manners), FlowKey::Flow(key)) = (&self.0, reading.key) else { return plain };
         match manners.get(&key) {
-            Some(manner) if reading.droppable => SendOptions { flow: reading.key, ..*manner },
+            Some(manner) if droppable => SendOptions { flow, ..*manner },
             Some(manner) => SendOptions { class: manner.class, ..plain },
             None => plain,
         }

@@ -43,6 +43,7 @@ impl From<&PostOptions> for SendOptions {
             deadline: (options.left_ms > 0).then(|| Duration::from_millis(options.left_ms)),
             reliable: options.reliable,
             ordered: options.ordered,
+            droppable: true,
         }
     }
 }

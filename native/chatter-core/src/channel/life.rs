@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use super::farewell::Farewell;
 use super::send::{Route, Sender};
-use super::{Loss, Names, Patience, Settings};
+use super::{Loss, Names, OnLoss, Patience, Settings};
 use crate::ids::{ChannelIndex, Incarnation};
 use crate::wire::PacketType;
 use crate::wire::data::{Ack, ChannelKind, Open, Opened, Reset, ResetReason};
@@ -70,6 +70,8 @@ pub struct Outgoing {
     last: u64,
     /// Data is under way, and nothing is heard of it.
     unheard: Patience,
+    /// The first packet that is not acknowledged, and how long it has been that.
+    stuck: (Option<u64>, Patience),
     farewell: Option<Farewell>,
     /// The other end's RESET, until it is confirmed: its index, and why.
     unconfirmed: Option<(ChannelIndex, ResetReason)>,
@@ -99,6 +101,7 @@ impl Outgoing {
             reason: ResetReason::Closed,
             last: 0,
             unheard: Patience::default(),
+            stuck: Default::default(),
             farewell: None,
             unconfirmed: None,
         }
@@ -289,13 +292,31 @@ impl Outgoing {
         }
         let sender = self.sender.as_mut()?;
         sender.handle_timeout(now);
-        let unacked = sender.queued_bytes().1;
-        if !routed || unacked == 0 {
+        let first = sender.first_unacked();
+        if !routed || first.is_none() {
             self.unheard.reset();
+            self.stuck.1.reset();
             return None;
         }
-        let waited = self.unheard.wait(now);
-        (waited >= self.settings.gap_timeout).then_some(Loss { packets: 1 })
+        let after = self.settings.gap_timeout;
+        match self.settings.on_loss {
+            OnLoss::End => {
+                let waited = self.unheard.wait(now);
+                (waited >= after).then_some(Loss { packets: 1 })
+            }
+            OnLoss::Notify => {
+                let (stuck, patience) = &mut self.stuck;
+                if first != std::mem::replace(stuck, first) {
+                    patience.reset();
+                }
+                if patience.wait(now) < after {
+                    return None;
+                }
+                // What tells of the loss has the same time to arrive.
+                patience.reset();
+                sender.give_up(now, after).err()
+            }
+        }
     }
 
     fn count_tries(&mut self, now: Instant) {

@@ -90,6 +90,8 @@ pub struct FlowCounts {
     pub late: u64,
     /// Frames that were lost and, as was asked for, not sent again.
     pub given_up: u64,
+    /// Frames that were lost for good, of which the other end was told.
+    pub lost: u64,
 }
 
 /// See the [module](self).
@@ -213,6 +215,9 @@ impl Outbox {
             let sequence = Some(flow.take_sequence(1, total));
             let before = self.urgent.len();
             put(self.urgent.item(sequence, item::FRAME, total, self.expected + total), pieces);
+            if !options.droppable {
+                self.urgent.need();
+            }
             self.bytes += self.urgent.len() - before;
             return;
         }
@@ -227,6 +232,9 @@ impl Outbox {
         let sequence = Some(flow.take_sequence(1, total));
         let before = flow.building.len();
         put(flow.building.item(sequence, item::FRAME, total, self.expected + total), pieces);
+        if !options.droppable {
+            flow.building.need();
+        }
         let grown = flow.building.len() - before;
         flow.queued += grown;
         self.bytes += grown;
@@ -251,6 +259,9 @@ impl Outbox {
         let sequence = options.ordered.then(|| flow.take_sequence(1, total));
         let mut building = Building::default();
         put(building.item(sequence, item::FRAME, total, total), pieces);
+        if !options.droppable {
+            building.need();
+        }
         let Some(part) = building.take() else { return };
         let len = part.len();
         flow.take_class(options.class);
@@ -322,6 +333,7 @@ impl Outbox {
         self.counts.fences += 1;
         let mut building = Building::default();
         put(building.item(None, kind, total, total), pieces);
+        building.need();
         if let Some(part) = building.take() {
             self.bytes += part.len();
             self.later_bytes += part.len();
@@ -400,6 +412,16 @@ impl Outbox {
         } else {
             self.counts.given_up += 1;
         }
+    }
+
+    /// Frames are lost for good.
+    pub(super) fn lose(&mut self, frames: u64) {
+        self.counts.lost += frames;
+    }
+
+    /// What the user calls a flow; 0 if it is not known.
+    pub(super) fn key_of(&self, id: u32) -> u64 {
+        self.flows.iter().find(|flow| flow.id == id).map_or(0, |flow| flow.key)
     }
 
     /// What was polled leaves.

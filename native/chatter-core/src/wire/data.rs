@@ -10,6 +10,7 @@
 //!        FLOW       body = | flow:32 | sequence:32 |
 //!        END        body = nothing
 //!        VOID       body = | cost:32 |
+//!        LOST       body = | cost:32 | sender:64 |
 //! ACK    | next:64 | credit:64 | n:8 | n * ( from:64 | to:64 ) |
 //! OPEN   | index:32 | epoch:64 | incarnation:64 | window:64 | kind:8 | name len:8 | name |
 //! OPENED | index:32 | epoch:64 | incarnation:64 | window:64 | epoch of the OPEN:64 |
@@ -47,6 +48,8 @@ pub mod item {
     pub const END: u8 = 7;
     /// Stands for a frame that nobody wants any more, and for what it would have cost.
     pub const VOID: u8 = 8;
+    /// Stands for a frame that was lost for good.
+    pub const LOST: u8 = 9;
 }
 
 /// Bytes in front of the items of a DATA packet: how many fences were sent before it.
@@ -103,6 +106,13 @@ pub enum Item<'a> {
         /// What the item has used up of the credit.
         cost: u32,
     },
+    /// A frame was here that did not arrive in time, and does not come any more.
+    Lost {
+        /// What the item has used up of the credit.
+        cost: u32,
+        /// Whose it was, as its sender calls the flow.
+        sender: u64,
+    },
 }
 
 /// Splits the first item off `content`. `Ok(None)` at the end.
@@ -144,6 +154,12 @@ pub fn next_item<'a>(content: &mut &'a [u8]) -> Result<Option<Item<'a>>, WireErr
             let cost = r.u32("cost")?;
             r.finish("void item")?;
             Item::Void { cost }
+        }
+        item::LOST => {
+            let mut r = Reader::new(body);
+            let (cost, sender) = (r.u32("cost")?, r.u64("sender")?);
+            r.finish("lost item")?;
+            Item::Lost { cost, sender }
         }
         _ => return Err(WireError::Invalid("item kind")),
     }))

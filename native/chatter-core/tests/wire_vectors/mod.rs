@@ -63,6 +63,7 @@ pub enum OwnedItem {
     Flow(u32, u32),
     End,
     Void(u32),
+    Lost(u32, u64),
 }
 
 impl OwnedItem {
@@ -80,6 +81,9 @@ impl OwnedItem {
             }
             Self::End => (item::END, vec![]),
             Self::Void(cost) => (item::VOID, cost.to_be_bytes().to_vec()),
+            Self::Lost(cost, sender) => {
+                (item::LOST, [&cost.to_be_bytes()[..], &sender.to_be_bytes()].concat())
+            }
         };
         out.extend_from_slice(&item_header(kind, body.len()));
         out.extend_from_slice(&body);
@@ -99,6 +103,7 @@ pub fn items(mut content: &[u8]) -> Result<Vec<OwnedItem>, WireError> {
             Item::Flow { flow, sequence } => OwnedItem::Flow(flow, sequence),
             Item::End => OwnedItem::End,
             Item::Void { cost } => OwnedItem::Void(cost),
+            Item::Lost { cost, sender } => OwnedItem::Lost(cost, sender),
         });
     }
     Ok(items)
@@ -425,6 +430,19 @@ fn data_vectors() -> Vec<Vector> {
                 RoutedHeader { flags: FLAG_HIGH, ..labelled(0x9e37, 6) },
                 Some(1),
                 vec![OwnedItem::Flow(1, 0), OwnedItem::Void(5)],
+            ),
+        },
+        Vector {
+            name: "data-lost",
+            hex: "000044 10 08 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 0000000000000006
+                00000001
+                06 000008 00000001 00000000
+                09 00000c 00000007 0000005800000003
+                07 000000",
+            value: Value::Data(
+                RoutedHeader { flags: FLAG_URGENT, ..labelled(0, 6) },
+                Some(1),
+                vec![OwnedItem::Flow(1, 0), OwnedItem::Lost(7, 0x58_0000_0003), OwnedItem::End],
             ),
         },
         Vector {

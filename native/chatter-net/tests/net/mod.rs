@@ -10,9 +10,9 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use chatter_core::channel::CHUNK_LEN;
 use chatter_core::channel::options::SendOptions;
 use chatter_core::channel::receive::Sink;
+use chatter_core::channel::{CHUNK_LEN, OnLoss};
 use chatter_core::control::{ControlConfig, ControlEvent, LinkInfo, LinkState};
 use chatter_core::crypto::ClusterKey;
 use chatter_core::dialer::NeighbourId;
@@ -64,6 +64,7 @@ pub fn config(name: &str) -> NetConfig {
         retransmit_memory: 256 << 20,
         setup_retry: Duration::from_millis(250),
         gap_timeout: Duration::from_secs(10),
+        on_loss: OnLoss::End,
         busy_poll: Duration::ZERO,
         max_frame: 64 << 20,
         max_channels: 100,
