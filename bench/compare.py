@@ -37,6 +37,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 HOST = socket.gethostname().split(".")[0]
 BASIC = ["latency", "small1", "small8", "mid", "large"]
 BESIDE = ["hol", "flood"]
+# Without a connection: chatter:send/3 and chatter:call/5 against `!` and erpc:call/5.
+MESSAGES = ["send", "send1", "send8", "send_mid", "call", "call8", "absent"]
 BOOT_TIMEOUT_S = 20
 
 # What the project holds itself to: ratios to stock inet_tcp, encryption on.
@@ -68,7 +70,7 @@ class Failed(Exception):
 
 
 def lower_is_better(figure):
-    return figure.endswith("_us")
+    return figure.endswith(("_us", "_bytes"))
 
 
 # --- nodes --------------------------------------------------------------------------------
@@ -237,8 +239,9 @@ class Bench:
         self.ebin, self.extra = os.path.abspath(args.ebin), shlex.split(args.extra)
         self.beams = os.path.join(scratch, "beams")
         os.mkdir(self.beams)
-        subprocess.run(["erlc", "-o", self.beams, os.path.join(HERE, "chatter_bench.erl")],
-                       check=True)
+        sources = [os.path.join(HERE, name + ".erl")
+                   for name in ("chatter_bench", "chatter_bench_messages")]
+        subprocess.run(["erlc", "-o", self.beams, *sources], check=True)
 
     def tls_options(self):
         conf, pem = os.path.join(self.scratch, "tls.conf"), os.path.join(self.scratch, "pem")
@@ -256,7 +259,8 @@ class Bench:
         with Cluster(self, carrier) as cluster:
             a, b, spaces, near_a, near_b, hops = self.layout(cluster, carrier, path, wire)
             cluster.node(b, near_b, spaces[-1])
-            code = "chatter_bench:main('%s', %s, %f)" % (b, what, self.args.scale)
+            module = "chatter_bench_messages" if what in MESSAGES else "chatter_bench"
+            code = "%s:main('%s', %s, %f)" % (module, b, what, self.args.scale)
             client = cluster.erl(a, near_a, code, spaces[0])
             return self.figures(client, hops)
 
@@ -375,7 +379,8 @@ def wanted(section, figure):
     """Whether the figure belongs to what was measured; one that did not come out does."""
     names = {"latency": "rtt", "small1": "small_1", "small8": "small_8", "mid": "mid",
              "large": "large", "hol": "hol", "flood": "flood"}
-    return any(figure.startswith(names[what] + "_") for what in section["measured"])
+    return any(figure.startswith(names[what] + "_") for what in section["measured"]
+               if what in names)
 
 
 def ratio_of(section, figure):
@@ -430,7 +435,7 @@ def arguments():
     add("--against", default="inet_tcp", choices=["inet_tcp", "inet_tls"])
     add("--rate", help="shape the wire: 100mbit, 1gbit, ... (root; direct only)")
     add("--what", default=",".join(BASIC + ["hol"]),
-        help="of %s (default: %%(default)s)" % ",".join(BASIC + BESIDE))
+        help="of %s (default: %%(default)s)" % ",".join(BASIC + BESIDE + MESSAGES))
     add("--rounds", type=int, default=3)
     add("--scale", type=float, default=1.0, help="less than 1: fewer messages, quicker")
     add("--ebin", default=os.path.join(HERE, "..", "_build/default/lib/chatter/ebin"))
@@ -439,7 +444,7 @@ def arguments():
     add("--timeout", type=int, default=120, metavar="SECONDS", help="for one measurement")
     add("--enforce", action="store_true", help="exit with 1 where the bar is missed")
     args = parser.parse_args()
-    unknown = set(args.what.split(",")) - set(BASIC + BESIDE)
+    unknown = set(args.what.split(",")) - set(BASIC + BESIDE + MESSAGES)
     if unknown:
         parser.error("no such measurement: " + ", ".join(sorted(unknown)))
     if args.rate and args.path != "direct":

@@ -5,10 +5,11 @@
 
 -export([nodes/0, neighbours/0, route/1, links/0, info/0, info/1, connect/1, disconnect/1,
          topology/0, monitor_nodes/1, drain/1, peers/0, local_netid/0, get_local_ip/0]).
+-export([send/3, call/5, set_class/2]).
 -export([broadcast/2, broadcast/3, subscribe/1, subscribe/2, unsubscribe/1, add_handler/1,
          remove_handler/1]).
 
--export_type([neighbour/0, net_id/0]).
+-export_type([neighbour/0, net_id/0, send_option/0]).
 
 -type neighbour() :: node() | {node(), pos_integer()}
                    | {inet:hostname() | inet:ip_address(), inet:port_number()}.
@@ -16,6 +17,9 @@
 
 -type net_id() :: {net_id, inet:ip_address(), inet:port_number()}.
 %% Where a node takes links.
+
+-type send_option() :: chatter_send:option().
+%% See `send/3'.
 
 %% drain/1 waits until nothing was passed on for so long, at most for the other, and looks so often.
 -define(DRAIN_QUIET_MS, 500).
@@ -58,7 +62,8 @@ links() ->
 -spec info() -> map().
 info() ->
     case ask(fun chatter_nif:info/1, #{}) of
-        Map when map_size(Map) > 0 -> Map#{broadcast => chatter_broadcast:figures()};
+        Map when map_size(Map) > 0 ->
+            Map#{broadcast => chatter_broadcast:figures(), messages => chatter_messages:info()};
         Empty -> Empty
     end.
 
@@ -126,6 +131,51 @@ drain(true) ->
 drain(false) ->
     chatter_nif:drain(false).
 
+%% @doc Sends a message to a process anywhere in the network, by its identifier or as
+%% `{Name, Node}'. No distribution connection is needed or made: neither node appears in the
+%% other's `nodes/0'.
+%%
+%% As with `!', what one process sends to another arrives in order, and a receiver that does not
+%% exist is no error. `ok' says that the message is on its way. It is lost if the other node goes
+%% down before it has arrived, and never reaches a later life of it. `{error, unreachable}': there
+%% is no way to the node, or it takes no messages. `{error, full}': it takes them more slowly
+%% than they are sent, and made no room while this process waited (at most `message_wait_ms', also
+%% for the channel to be opened). `{error, too_large}': over `max_message' in external format.
+%%
+%% `unreliable': the sender does not wait for room, and a message that is lost on the way is not
+%% sent again. `unordered': it is handed over when it comes. `{deadline, Ms}': after so long nobody
+%% wants it: the sender waits no longer than that, and a message that is found to be late, here, at
+%% a relay or at the other end, is dropped and counted. These three hold for messages below 16 KiB;
+%% larger ones are reliable and in order, and their deadline counts at both ends only. `{priority,
+%% Class}': `high' goes before all others at each hop, `low' after them; each is sure of a tenth.
+%% Another option is an error `badarg'.
+-spec send(pid() | {Name :: atom(), node()}, Message :: term(), [send_option()]) ->
+          ok | {error, unreachable | full | too_large}.
+send(Dest, Message, Opts) ->
+    chatter_send:send(Dest, Message, Opts).
+
+%% @doc The value of `apply(M, F, A)' on a node anywhere in the network, without a distribution
+%% connection. What can go wrong is told as by `erpc:call/5': exceptions of the same classes
+%% and reasons. `error:{erpc, noconnection}': there is no way to the node, or it, or a channel to
+%% or from it, ended before the result came; the function may have been called.
+%% `error:{erpc, system_limit}': the arguments or the result are over `max_message', or the node
+%% serves `max_calls' others.
+%%
+%% The function runs in a process of its own. Unlike that of `erpc' it prints at the node where
+%% it runs. On this node the call is `erpc:call/5'.
+-spec call(node(), module(), atom(), [term()], timeout() | {abs, integer()}) -> term().
+call(Node, Module, Function, Args, Timeout) ->
+    chatter_call:call(Node, Module, Function, Args, Timeout).
+
+%% @doc Gives the options of `send/3' to all that a process of this node sends to other nodes with
+%% `!' over connections, until the next call or its death; `[]' takes them back. The priority holds
+%% for everything that it sends, signals and large messages included. The other options hold for
+%% what may be late or lost without harm to the connection: messages below 16 KiB whose atoms the
+%% other VM knows by now. `{error, full}': 65,536 processes have options. With `flows' 1 they do
+%% nothing.
+-spec set_class(pid(), [send_option()]) -> ok | {error, not_started | full}.
+set_class(Pid, Opts) ->
+    chatter_class:set(Pid, Opts).
 %% @doc Sends a message, a tuple of at least two elements of which the first is an atom, its
 %% type, to many nodes: `all' (every other node that can be reached), a list of nodes or NetIDs
 %% (this node may be among them), or `{group, Name}'.
@@ -156,6 +206,11 @@ subscribe(Type) ->
 %% N}'. Calling it again adds to what is left. What comes while nothing is left is dropped for
 %% this process and counted (`subscriber_drops'). `From' is the node that sent it, or an id as a
 %% binary if that has no name. Ends with the process.
+%%
+%% `chatter_lost' is no type of broadcasts: with `on_loss' `notify' its subscribers get
+%% `{chatter_lost, Node, Flow, Count}' when `Count' messages of that node to this one are lost for
+%% good. `Flow' is `{Id, Serial}' of the process that sent them, as its pid shows them there, or
+%% `other': see docs/operations.md.
 -spec subscribe(atom(), pos_integer()) -> ok.
 subscribe(Type, N) ->
     chatter_broadcast:subscribe(Type, N).

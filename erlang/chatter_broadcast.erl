@@ -7,7 +7,7 @@
 -module(chatter_broadcast).
 -behaviour(gen_server).
 
--export([new/0, start_link/0, own/0, send/3, resolve/1, add_handler/1, remove_handler/1,
+-export([new/0, start_link/0, own/0, tell/1, send/3, resolve/1, add_handler/1, remove_handler/1,
          subscribe/2, unsubscribe/1, figures/0]).
 -export([encode/1, decode/2]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
@@ -63,6 +63,11 @@ start_link() ->
 -spec own() -> ok.
 own() ->
     gen_server:cast(?MODULE, own).
+
+%% @doc Gives those who have subscribed to its tag a message of this node itself, as it is.
+-spec tell(tuple()) -> ok.
+tell(Msg) ->
+    gen_server:cast(?MODULE, {tell, Msg}).
 
 %% @doc Sends a message; see `chatter:broadcast/3'.
 -spec send(targets(), tuple(), #{timeout => timeout()} | [{timeout, timeout()}]) ->
@@ -267,6 +272,11 @@ handle_call({unsubscribe, Type, Pid}, _From, State) ->
 
 %% @private
 -spec handle_cast(term(), map()) -> {noreply, map()}.
+handle_cast({tell, Msg}, State) ->
+    Type = atom_to_binary(element(1, Msg)),
+    [give(Pid, Type, Atom, Credit, Msg)
+     || [Pid, Atom, Credit] <- ets:match(?TABLE, {{subscriber, Type, '$1'}, '$2', '$3'})],
+    {noreply, State};
 handle_cast(own, State) ->
     %% The native node was started, or started again.
     ok = take_over(),
@@ -321,7 +331,8 @@ deliver({Origin, Type, Bytes, Ticket}) ->
                     done(Ticket, dispatch(Handler, Type, Msg)),
                     From = node_of(Origin),
                     lists:foreach(fun([Pid, Atom, Credit]) ->
-                                          give(Pid, Type, Atom, Credit, From, Msg)
+                                          give(Pid, Type, Atom, Credit,
+                                               {chatter_broadcast, From, Msg})
                                   end, Subscribers)
             catch
                 _:_ ->
@@ -355,10 +366,10 @@ dispatch(#{dispatch := Dispatch}, Type, Msg) ->
 dispatch(_, _, _) ->
     unchanged.
 
-give(_Pid, _Type, _Atom, 0, _From, _Msg) ->
+give(_Pid, _Type, _Atom, 0, _Msg) ->
     count(subscriber_drops);
-give(Pid, Type, Atom, Credit, From, Msg) ->
-    Pid ! {chatter_broadcast, From, Msg},
+give(Pid, Type, Atom, Credit, Msg) ->
+    Pid ! Msg,
     true = ets:update_element(?TABLE, {subscriber, Type, Pid}, {3, Credit - 1}),
     case Credit of
         1 -> Pid ! {chatter_broadcast_passive, Atom}, ok;

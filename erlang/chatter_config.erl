@@ -55,9 +55,13 @@
     control_queue := pos_integer(), relay_queue := pos_integer(),
     channel_queue := pos_integer(), flow_quota := pos_integer(),
     flow_backpressure := suspend | channel, flows := all | 1,
+    on_loss := nodedown | notify,
     max_frame := pos_integer(),
     broadcast_window := pos_integer(), broadcast_memory := pos_integer(),
     max_broadcast := pos_integer(),
+    message_wait_ms := non_neg_integer(), message_idle_ms := pos_integer(),
+    max_message := pos_integer(), max_message_channels := pos_integer(),
+    max_calls := pos_integer(),
     max_half_open := pos_integer(), max_links := pos_integer(),
     max_nodes := pos_integer(), max_channels := pos_integer(),
     group_leave_ms := non_neg_integer(), group_forget_s := pos_integer(),
@@ -142,9 +146,11 @@ defaults() ->
         channel_window => 8 * ?MIB, retransmit_memory => 256 * ?MIB,
         control_queue => 64 * ?KIB, relay_queue => 16 * ?MIB,
         channel_queue => 16 * ?MIB, flow_quota => 256 * ?KIB, flow_backpressure => suspend,
-        flows => all,
+        flows => all, on_loss => nodedown,
         max_frame => 2 * ?GIB - 1,
         broadcast_window => 4 * ?MIB, broadcast_memory => 64 * ?MIB, max_broadcast => 16 * ?MIB,
+        message_wait_ms => 7000, message_idle_ms => 60000,
+        max_message => 64 * ?MIB, max_message_channels => 4096, max_calls => 10000,
         max_half_open => 256, max_links => 1024, max_nodes => 4096, max_channels => 65536,
         group_leave_ms => 5000, group_forget_s => 3600, group_collect_s => 60,
         group_sync_ms => 1000, group_max_groups => 1024, group_max_members => 4096,
@@ -195,6 +201,7 @@ check(retransmit_memory, V) -> within(?MIB, 1024 * ?GIB, V);
 check(control_queue, V) -> within(4 * ?KIB, 4 * ?MIB, V);
 check(channel_queue, V) -> within(64 * ?KIB, ?GIB, V);
 check(flow_backpressure, V) -> one_of([suspend, channel], V);
+check(on_loss, V) -> one_of([nodedown, notify], V);
 check(flows, V) -> one_of([all, 1], V);
 check(flow_quota, V) -> within(16 * ?KIB, ?GIB, V);
 check(relay_queue, V) -> within(64 * ?KIB, ?GIB, V);
@@ -202,6 +209,11 @@ check(max_frame, V) -> within(?MIB, 2 * ?GIB - 1, V);
 check(broadcast_window, V) -> within(64 * ?KIB, ?GIB, V);
 check(broadcast_memory, V) -> within(?MIB, 1024 * ?GIB, V);
 check(max_broadcast, V) -> within(64 * ?KIB, ?GIB, V);
+check(message_wait_ms, V) -> within(0, 600000, V);
+check(message_idle_ms, V) -> within(100, 3600000, V);
+check(max_message, V) -> within(64 * ?KIB, 256 * ?MIB, V);
+check(max_message_channels, V) -> within(1, 65536, V);
+check(max_calls, V) -> within(1, 1000000, V);
 check(max_half_open, V) -> within(1, 65535, V);
 %% No LSP states more.
 check(max_links, V) -> within(1, 1024, V);
@@ -222,10 +234,6 @@ check(epmd_max_pending, V) -> within(1, 1000000, V);
 check(epmd_max_names, V) -> within(1, 1000000, V);
 check(epmd_max_old_names, V) -> within(1, 1000000, V);
 check(log_level, V) -> one_of(log_levels(), V).
-
-%% Keys of the contract that nothing in this version reads: accepting them would promise something.
-later() ->
-    [on_loss].
 
 variable(my_addr) -> "CHATTER_ADDRESS";
 variable(my_port) -> "CHATTER_PORT";
@@ -580,11 +588,10 @@ key_of_file(File) ->
 %%% Refusals
 
 refuse_foreign(Key) ->
-    case {lists:member(Key, keys()), lists:member(Key, later())} of
-        {true, _} -> ok;
-        {_, true} -> refuse("key '~ts' has no meaning in this version", [Key]);
-        _ when is_atom(Key) -> refuse("unknown key '~ts'~ts", [Key, suggestion(Key)]);
-        _ -> refuse("a key is an atom, and one that was given is not", [])
+    case lists:member(Key, keys()) of
+        true -> ok;
+        false when is_atom(Key) -> refuse("unknown key '~ts'~ts", [Key, suggestion(Key)]);
+        false -> refuse("a key is an atom, and one that was given is not", [])
     end.
 
 suggestion(Unknown) ->

@@ -22,13 +22,6 @@
 -include_lib("kernel/include/net_address.hrl").
 -include_lib("kernel/include/dist_util.hrl").
 
-%% How long a connection attempt waits for a route to a node that has none at the moment.
--define(ROUTE_WAIT_MS, 500).
-
-%% How long an attempt waits for a link that is dialled for it before it has it dialled again (the
-%% other end may have refused the first as a duplicate of one that was just ending), and how often.
--define(DIAL_WAIT_MS, 1000).
--define(DIALS, 5).
 
 %% How often a channel is asked for that ends before it is granted.
 -define(OPENS, 3).
@@ -199,7 +192,7 @@ open(Node, {Timer, Times} = Begun, Opens) ->
     ok = find_route(Node),
     dist_util:reset_timer(Timer),
     ok = still_settled(Node, Times),
-    case chatter_nif:open(atom_to_binary(Node)) of
+    case chatter_nif:open(atom_to_binary(Node), distribution) of
         {ok, Channel, Index} ->
             receive
                 {chatter, Index, opened} ->
@@ -248,26 +241,10 @@ is_ip(Host) ->
         {error, _} -> false
     end.
 
-%% A route that is there is used; else a link is dialled, or a little patience has to do.
 find_route(Node) ->
-    case chatter_nif:is_reachable(atom_to_binary(Node)) of
-        true -> ok;
-        false ->
-            Found = case chatter_node:links() of
-                        auto -> dial(Node, ?DIALS);
-                        static -> chatter_node:await(Node, ?ROUTE_WAIT_MS)
-                    end,
-            case Found of
-                ok -> ok;
-                {error, _} -> ?shutdown2(Node, unreachable)
-            end
-    end.
-
-dial(Node, Dials) ->
-    ok = chatter_node:dial(Node),
-    case chatter_node:await(Node, ?DIAL_WAIT_MS) of
-        {error, timeout} when Dials > 1 -> dial(Node, Dials - 1);
-        Result -> Result
+    case chatter_route:find(Node) of
+        ok -> ok;
+        {error, _} -> ?shutdown2(Node, unreachable)
     end.
 
 hs_data(Channel, Index, Kernel, MyNode, Timer) ->

@@ -36,8 +36,14 @@ init([]) ->
                start => {chatter_group_srv, start_link, [chatter_group_bus]},
                restart => permanent, shutdown => 5000, type => worker,
                modules => [chatter_group_srv]},
+    Messages = #{id => chatter_messages, start => {chatter_messages, start_link, []},
+                 restart => permanent, shutdown => 1000, type => worker,
+                 modules => [chatter_messages]},
+    Class = #{id => chatter_class, start => {chatter_class, start_link, []},
+              restart => permanent, shutdown => brutal_kill, type => worker,
+              modules => [chatter_class]},
     {ok, {#{strategy => one_for_one, intensity => 10, period => 10},
-          [Node, Pulse, Broadcast, Groups | registry()]}}.
+          [Node, Pulse, Broadcast, Groups, Messages, Class | registry()]}}.
 
 registry() ->
     case init:get_argument(no_epmd) of

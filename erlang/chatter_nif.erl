@@ -11,27 +11,36 @@
 -export([load/0]).
 -export([address/1, addresses/1, broadcast_dispatched/3, broadcast_fetch/0,
          broadcast_fetch_large/0, broadcast_figures/0, broadcast_handled/1, broadcast_owner/1,
-         broadcast_send/3, broadcast_send_large/3, channels/1, close/1, connect/3, controller/2,
-         dial/3, disconnect/1, drain/1, fetch/2, found/0, found_at/1, governor/2, grant/2,
-         handshake/2, info/1, input/1, is_reachable/1, links/1, neighbours/0, net_ids/1,
-         node_start/1, node_stop/1, nodes/0, open/1, pulse/0, route/1, send/2, set_acceptor/1,
-         set_log_level/1, set_name/1, set_owner/0, stat/1, take/1, topology/1, transit/0]).
+         broadcast_send/3, broadcast_send_large/3, channels/1, close/1, close_idle/1, connect/3,
+         controller/2, dial/3, disconnect/1, drain/1, fetch/2, found/0, found_at/1, governor/2,
+         grant/2, handshake/2, info/1, input/1, is_reachable/1, links/1, manners/0, neighbours/0,
+         net_ids/1, node_start/1, node_stop/1, nodes/0, open/2, post/3, pulse/0, room/2, route/1,
+         send/2, set_acceptor/1, set_log_level/1, set_manner/2, set_message_acceptor/0,
+         set_name/1, set_owner/0, stat/1, take/1, topology/1, transit/0, unset_manner/1]).
 
 -nifs([address/1, addresses/1, broadcast_dispatched/3, broadcast_fetch/0, broadcast_fetch_large/0,
        broadcast_figures/0, broadcast_handled/1, broadcast_owner/1, broadcast_send/3,
-       broadcast_send_large/3, channels/1, close/1, connect/3, controller/2, dial/3, disconnect/1,
-       drain/1, fetch/2, found/0, found_at/1, governor/2, grant/2, handshake/2, info/1, input/1,
-       is_reachable/1, links/1, neighbours/0, net_ids/1, node_start/1,
-       node_stop/1, nodes/0, open/1, pulse/0, route/1, send/2, set_acceptor/1, set_log_level/1,
-       set_name/1, set_owner/0, stat/1, take/1, topology/1, transit/0]).
+       broadcast_send_large/3, channels/1, close/1, close_idle/1, connect/3, controller/2, dial/3,
+       disconnect/1, drain/1, fetch/2, found/0, found_at/1, governor/2, grant/2, handshake/2,
+       info/1, input/1, is_reachable/1, links/1, manners/0, neighbours/0, net_ids/1, node_start/1,
+       node_stop/1, nodes/0, open/2, post/3, pulse/0, room/2, route/1, send/2, set_acceptor/1,
+       set_log_level/1, set_manner/2, set_message_acceptor/0, set_name/1, set_owner/0, stat/1,
+       take/1, topology/1, transit/0, unset_manner/1]).
 
--export_type([channel/0, cost/0, frames/0, spec/0]).
+-export_type([channel/0, cost/0, flow/0, frames/0, post_options/0, spec/0]).
 
 -type channel() :: reference().
 %% A channel in the hands of Erlang. It ends with the processes that hold it.
 
 -type cost() :: non_neg_integer().
 %% Credit that frames use up, in bytes; to be granted back once the VM has taken them.
+
+-type flow() :: non_neg_integer().
+%% What stays in order; 64 bits.
+
+-type post_options() :: {flow(), high | normal | low, Reliable :: boolean(), Ordered :: boolean(),
+                         LeftMs :: non_neg_integer()}.
+%% How a frame is to be carried; 0 is no deadline.
 
 -type frames() :: [[binary()]].
 %% Frames of the VM, each as `dist_ctrl_get_data/1' gives it, the newest first.
@@ -121,6 +130,11 @@ channels(_Name) -> ?NOT_LOADED.
 -spec close(channel()) -> ok.
 close(_Channel) -> ?NOT_LOADED.
 
+%% @doc Closes a channel from this end if the other end has acknowledged all that was handed in;
+%% whether it is over.
+-spec close_idle(channel()) -> boolean().
+close_idle(_Channel) -> ?NOT_LOADED.
+
 %% @doc Asks for a link. Metric 0 means by round trip time.
 -spec connect(spec(), non_neg_integer(), boolean()) -> ok | {error, not_started | busy}.
 connect(_Spec, _Metric, _Persistent) -> ?NOT_LOADED.
@@ -183,6 +197,10 @@ is_reachable(_Name) -> ?NOT_LOADED.
 -spec links(reference()) -> boolean().
 links(_Ref) -> ?NOT_LOADED.
 
+%% @doc The processes of which {@link set_manner/2} was told.
+-spec manners() -> [chatter_governor:sender()].
+manners() -> ?NOT_LOADED.
+
 %% @doc Names of the nodes at the other ends of live links.
 -spec neighbours() -> [binary()].
 neighbours() -> ?NOT_LOADED.
@@ -209,12 +227,22 @@ nodes() -> ?NOT_LOADED.
 
 %% @doc Asks a node for a channel. The caller gets `{chatter, Index, opened}',
 %% `{chatter, Index, {handshake, Message, Cost}}', `{chatter, Index, {closed, Reason}}'.
--spec open(binary()) -> {ok, channel(), pos_integer()} | {error, no_route | not_started}.
-open(_Name) -> ?NOT_LOADED.
+-spec open(binary(), distribution | messages) ->
+          {ok, channel(), pos_integer()} | {error, no_route | not_started}.
+open(_Name, _Kind) -> ?NOT_LOADED.
+
+%% @doc Hands in one frame (its pieces in order) if there is room for its flow; `full' takes
+%% nothing, and the controller gets `chatter_writable' when there is. Any process may call it.
+-spec post(channel(), post_options(), [binary()]) -> ok | full | closed.
+post(_Channel, _Options, _Frame) -> ?NOT_LOADED.
 
 %% @doc The VM runs. Without this for 5 s, other nodes are told that it does not.
 -spec pulse() -> ok.
 pulse() -> ?NOT_LOADED.
+
+%% @doc Whether `post/3' would take a frame of that flow now; see there.
+-spec room(channel(), flow()) -> ok | full | closed.
+room(_Channel, _Flow) -> ?NOT_LOADED.
 
 %% @doc The hops to a node, that node last; empty if there is no route.
 -spec route(binary()) -> [binary()].
@@ -238,6 +266,15 @@ set_acceptor(_Pid) -> ?NOT_LOADED.
 %% @doc From which level on the native side logs.
 -spec set_log_level(logger:level() | none) -> ok.
 set_log_level(_Level) -> ?NOT_LOADED.
+
+%% @doc How what a process sends over connections is to be carried; `full' if too many have one.
+-spec set_manner(chatter_governor:sender(), post_options()) -> ok | full.
+set_manner(_Sender, _Options) -> ?NOT_LOADED.
+
+%% @doc The caller gets the channels for messages that others open, as for `set_acceptor/1'. Needs
+%% no node to be started.
+-spec set_message_acceptor() -> ok.
+set_message_acceptor() -> ?NOT_LOADED.
 
 %% @doc The name that a node without one has by now; empty for none again. A node that was started
 %% with a name keeps it.
@@ -265,3 +302,7 @@ topology(_Ref) -> ?NOT_LOADED.
 %% @doc For how many ms nothing was passed on for other nodes, and how many bytes wait to be.
 -spec transit() -> {non_neg_integer(), non_neg_integer()}.
 transit() -> ?NOT_LOADED.
+
+%% @doc What a process sends over connections is carried as that of others again.
+-spec unset_manner(chatter_governor:sender()) -> ok.
+unset_manner(_Sender) -> ?NOT_LOADED.

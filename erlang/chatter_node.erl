@@ -7,8 +7,8 @@
 -module(chatter_node).
 -behaviour(gen_server).
 
--export([start_link/0, start/2, ensure_name/1, stop/0, links/0, dial/1, await/2, claims/3,
-         peer_address/1, monitor_nodes/1, settled/0, await_settled/0]).
+-export([start_link/0, start/2, ensure_name/1, stop/0, links/0, setting/2, dial/1, await/2,
+         claims/3, peer_address/1, monitor_nodes/1, settled/0, await_settled/0]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 
 %% Spawned, and asked by chatter_epmd.
@@ -37,6 +37,8 @@
 
 %% Where `links/0' and `claims/3' find what they need without asking the process.
 -define(CONFIG, {chatter, config}).
+-define(PUBLIC, [links, neighbours, drain_ms, message_wait_ms, message_idle_ms, max_message,
+                 max_message_channels, max_calls]).
 
 %% A node that was waited for in vain is not waited for again for so long: who asks again and
 %% again for a node that is not there is told at once most of the time.
@@ -80,7 +82,12 @@ stop() ->
 %% @doc The configuration key `links'.
 -spec links() -> auto | static.
 links() ->
-    maps:get(links, persistent_term:get(?CONFIG, #{}), auto).
+    setting(links, auto).
+
+%% @doc The value of one of the keys that other modules need; `Default' before the first start.
+-spec setting(atom(), T) -> T.
+setting(Key, Default) ->
+    maps:get(Key, persistent_term:get(?CONFIG, #{}), Default).
 
 %% @doc Has a link to a node dialled, once.
 -spec dial(node()) -> ok | {error, not_started | busy}.
@@ -186,7 +193,7 @@ prepare() ->
         {ok, Config} ->
             case chatter_nif:load() of
                 ok ->
-                    Public = maps:with([links, neighbours, drain_ms], Config),
+                    Public = maps:with(?PUBLIC, Config),
                     persistent_term:put(?CONFIG, Public),
                     {ok, Config};
                 {error, Line} -> {error, "chatter: " ++ Line}
@@ -334,6 +341,10 @@ stop_native(#state{config = Config}) ->
     %% What the native node said last comes too late, and then says nothing new.
     chatter_monitors:all_down().
 
+%% A node without a name is no atom.
+peer_node(<<>>) -> <<>>;
+peer_node(Name) -> binary_to_atom(Name).
+
 subscriber_down(Ref, State) ->
     case maps:take(Ref, State#state.subscribers) of
         {Pid, Subscribers} ->
@@ -371,6 +382,10 @@ handle_event({dial_failed, Id}, State) ->
         {Spec, Dialled} -> fail_waiting(Spec, State#state{dialled = Dialled});
         error -> State
     end;
+handle_event({lost, Name, Sender, Count}, State) ->
+    Flow = case Sender of {0, 0} -> other; _ -> Sender end,
+    ok = chatter_broadcast:tell({chatter_lost, peer_node(Name), Flow, Count}),
+    State;
 handle_event({node_lost, Name}, State) ->
     %% A connected node has lost its last route: before it is given up, a link of our own is tried.
     case links() of
@@ -513,7 +528,7 @@ native_spec({address, Host, Port}) ->
 native_config(FullName, Listen, Config) ->
     Keys = [encryption, unix_sockets, hello_ms, hold_ms, unreachable_ms, lsp_refresh_s,
             channel_window, max_frame, max_channels, retransmit_memory, setup_retry_ms,
-            gap_timeout_ms, control_queue, relay_queue, channel_queue,
+            gap_timeout_ms, on_loss, control_queue, relay_queue, channel_queue,
             broadcast_window, broadcast_memory, max_broadcast,
             max_half_open, max_links, max_nodes, handshake_timeout_ms,
             reconnect_min_ms, reconnect_max_ms, workers, busy_poll_us, multicast, multicast_port,

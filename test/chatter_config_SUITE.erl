@@ -26,7 +26,6 @@ groups() ->
             bad_values_are_refused_by_name,
             undefined_counts_as_not_set,
             unknown_keys_get_a_suggestion,
-            keys_without_meaning_yet,
             variables_are_read,
             bad_variables_are_refused_by_both_names,
             application_environment_wins,
@@ -260,18 +259,6 @@ unknown_keys_get_a_suggestion(_) ->
         ]
     ],
     ?assertEqual("chatter: a key is an atom, and one that was given is not", refused("links", 5)).
-
-%% Given a key of the contract that nothing reads yet, it is refused, and not as unknown.
-keys_without_meaning_yet(_) ->
-    [
-        ?assertEqual(
-            lists:flatten(io_lib:format("chatter: key '~s' has no meaning in this version", [Key])),
-            refused(Key, Value)
-        )
-     || {Key, Value} <- [
-            {on_loss, nodedown}
-        ]
-    ].
 
 %% Given environment variables alone, as text or bytes, they set their keys.
 variables_are_read(_) ->

@@ -4,6 +4,8 @@
 %%   jain   what equal senders get of a link in one second (Jain's index; 1 is equal)
 %%   queue  how much a sender with 10,000 messages queued raises the p99 of others beside it
 %%   high   what is left to bulk when high priority asks for 95 % of a link
+%%   class  round trips of 32 KiB beside bulk, by the class of who asks: over a connection
+%%          (chatter:set_class/2) and without one (chatter:send/3)
 %%   slow   what 31 channels through a relay keep when the receiver of the 32nd stops
 %%   loss   p99 of flows on a clean way when another way of the same nodes loses and reorders
 %%
@@ -12,6 +14,7 @@
 
 -export([main/0, measures/0, measure/2]).
 -export([sinks/1, counted/1, flood/2, paced/3, pings/2, one_way/2, stamped/2]).
+-export([answer/1, fill/3, asked/4]).
 
 -export_type([row/0]).
 
@@ -71,7 +74,7 @@ holds(#{bar := {'>=', Bar}, value := Value}) -> Value >= Bar;
 holds(#{bar := {'=<', Bar}, value := Value}) -> Value =< Bar.
 
 -spec measures() -> [atom()].
-measures() -> [jain, queue, high, slow, loss].
+measures() -> [jain, queue, high, class, slow, loss].
 
 %% The figures of a measure; Keys are configuration of the nodes.
 -spec measure(atom(), [{atom(), term()}]) -> [row()] | {skip, string()}.
@@ -80,11 +83,9 @@ measure(jain, Keys) ->
 measure(queue, Keys) ->
     in_lab(2, bridge, [{1, 2}], Keys, fun queue/2);
 measure(high, Keys) ->
-    _ = code:ensure_loaded(chatter),
-    case erlang:function_exported(chatter, set_class, 2) of
-        true -> in_lab(2, bridge, [{1, 2}], Keys, fun high/2);
-        false -> {skip, "this version has no chatter:set_class/2"}
-    end;
+    in_lab(2, bridge, [{1, 2}], Keys, fun high/2);
+measure(class, Keys) ->
+    in_lab(2, bridge, [{1, 2}], Keys, fun class/2);
 measure(slow, Keys) ->
     %% 1 is the relay, 2 to 5 send to 6 to 13.
     in_lab(13, bridge, [{1, I} || I <- lists:seq(2, 13)], Keys, fun slow/2);
@@ -158,7 +159,7 @@ high(Lab, [A, B]) ->
     PerMs = round(0.95 * ?BYTES_PER_S / 1000 / 1100), % with the headers of a packet
     Pids = on(A, fun() ->
                          High = start(paced, [HighSink, 1024, PerMs]),
-                         _ = apply(chatter, set_class, [High, [{priority, high}]]),
+                         ok = chatter:set_class(High, [{priority, high}]),
                          [High | [start(flood, [Sink, 1 bsl 20]) || Sink <- BulkSinks]]
                  end),
     pause(2000),
@@ -168,6 +169,34 @@ high(Lab, [A, B]) ->
     [row("high priority, share of the link", High / 4 / ?BYTES_PER_S, none),
      row("bulk beside high priority at 95 %, share of the link",
          lists:sum(Bulk) / 4 / ?BYTES_PER_S, {'>=', 0.1})].
+
+%% Four senders of large messages fill the link; one process asks with 32 KiB, which is no small
+%% message, and gets a small answer.
+class(Lab, [A, B]) ->
+    chatter_work:connect(A, B),
+    ok = chatter_lab:rate(Lab, 1, ?KBIT),
+    [Plain, Sent] =
+        [begin
+             {Echo, Sinks} = on(B, fun() -> {start(answer, [Way]), sinks(4)} end),
+             Bulk = on(A, fun() -> [start(fill, [Way, Sink, 1 bsl 20]) || Sink <- Sinks] end),
+             %% Until what they send at first, before they are held back, has left.
+             pause(5000),
+             P50s = [begin
+                         Samples = on(A, fun() -> asked(Way, Class, Echo, 4000) end, 60000),
+                         percentile(Samples, 0.5) / 1000
+                     end || Class <- [high, normal, low]],
+             stop(A, Bulk),
+             %% What was under way.
+             pause(3000),
+             P50s
+         end || Way <- [plain, send]],
+    lists:append(
+      [[row("p50 of 32 KiB, high, " ++ What ++ ", ms", High, none),
+        row("the same, normal", Normal, none),
+        row("the same, low", Low, none),
+        row("high / normal", High / Normal, {'=<', 0.5}),
+        row("normal / low", Normal / Low, {'=<', 0.8})]
+       || {What, [High, Normal, Low]} <- [{"by !", Plain}, {"by send/3", Sent}]]).
 
 slow(Lab, [Relay | Peers]) ->
     {Left, Right} = lists:split(4, Peers),
@@ -280,6 +309,43 @@ pace(To, Data, PerMs, Next) ->
         true -> _ = [To ! Data || _ <- lists:seq(1, PerMs)], pace(To, Data, PerMs, Next + 1);
         false -> pause(1), pace(To, Data, PerMs, Next)
     end.
+
+%% A large question gets a small answer, the way it came.
+answer(Way) ->
+    receive {From, Ref, _} -> tell(Way, From, Ref, []) end,
+    answer(Way).
+
+tell(plain, To, Message, _) -> To ! Message;
+tell(send, To, Message, Opts) -> ok = chatter:send(To, Message, Opts).
+
+%% Waits for nothing but the carrier.
+fill(Way, To, Size) -> fill_with(Way, To, binary:copy(<<7>>, Size)).
+
+fill_with(Way, To, Data) ->
+    tell(Way, To, Data, []),
+    fill_with(Way, To, Data).
+
+%% Round trips in microseconds of a process of a class, for so long.
+asked(Way, Class, Echo, Ms) ->
+    Data = binary:copy(<<7>>, 32768),
+    Opts = [{priority, Class}],
+    Until = erlang:monotonic_time(millisecond) + Ms,
+    Self = self(),
+    Ask = fun Ask(Samples) ->
+                  Ref = make_ref(),
+                  Began = erlang:monotonic_time(microsecond),
+                  tell(Way, Echo, {self(), Ref, Data}, Opts),
+                  Us = receive Ref -> erlang:monotonic_time(microsecond) - Began end,
+                  case erlang:monotonic_time(millisecond) < Until of
+                      true -> Ask([Us | Samples]);
+                      false -> [Us | Samples]
+                  end
+          end,
+    Pid = spawn_link(fun() ->
+                             ok = chatter:set_class(self(), Opts),
+                             Self ! {self(), Ask([])}
+                     end),
+    receive {Pid, Samples} -> Samples end.
 
 start_echo() -> spawn(fun echo/0).
 

@@ -15,7 +15,7 @@ suite() -> [{timetrap, {minutes, 4}}].
 %% what loss does are figures of `make fair` alone until they keep their bars on a busy machine.
 all() ->
     case lists:member(flows, chatter_config:keys()) of
-        true -> [slow, queue, high];
+        true -> [slow, queue, high, class];
         false -> [slow]
     end.
 
@@ -33,6 +33,10 @@ queue(_Config) -> within(queue, [{2, '=<', 10}]).
 
 %% Given high priority that asks for nearly all of a link, expect something left for bulk.
 high(_Config) -> within(high, [{1, '>=', 0.08}]).
+
+%% Given processes of different classes beside bulk, expect the high one to wait less than a normal
+%% one, and that less than a low one, over a connection and without one.
+class(_Config) -> within(class, [{At, '=<', 0.9} || At <- [3, 4, 8, 9]]).
 
 %% Given one of 32 channels through a relay whose receiver stops, expect the others to go on and the
 %% relay to stay as it is.

@@ -260,7 +260,7 @@ drip(Socket, <<Byte, Rest/binary>>) ->
 
 flood(Connect, Count) ->
     Sockets = [Connect() || _ <- lists:seq(1, 500)],
-    [gen_tcp:send(S, <<"CHT1", 1>>) || S <- Sockets],
+    [gen_tcp:send(S, <<"CHT1", 2>>) || S <- Sockets],
     _ = gen_tcp:send(lists:last(Sockets), <<0:800>>),
     lists:foreach(fun gen_tcp:close/1, Sockets),
     receive {go_on_to, Total, From} -> flood(Connect, Count + 500, Total, From)

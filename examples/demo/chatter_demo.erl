@@ -27,7 +27,7 @@ run() ->
     head("Five nodes in a line: each links to its neighbours and to nobody else"),
     case step("start the nodes", fun start/0) of
         {ok, Peers} ->
-            lists:sum([section(S, Peers) || S <- [network, sockets, work, groups]]);
+            lists:sum([section(S, Peers) || S <- [network, sockets, messages, work, groups]]);
         failed ->
             1
     end.
@@ -61,6 +61,20 @@ section(sockets, Peers) ->
     head("What each node holds: links by chatter:links/0, sockets by the operating system"),
     failures([step(short(Node), fun() -> sockets(Peer, Peers) end)
               || #{node := Node} = Peer <- Peers]);
+
+%%% Messages before anybody is connected
+
+section(messages, [First | _] = Peers) ->
+    #{node := Node} = Last = lists:last(Peers),
+    head("Messages without a connection, by chatter:send/3 and chatter:call/5"),
+    Run = fun(F) ->
+                  Result = chatter_cluster:call(First, chatter_demo_node, F, [Node], ?TIMEOUT_MS),
+                  [[], []] = [chatter_cluster:call(P, erlang, nodes, [connected])
+                              || P <- [First, Last]],
+                  Result
+          end,
+    failures([step("call", fun() -> Run(call_there) end),
+              step("send, and an answer", fun() -> Run(send_there) end)]);
 
 %%% Groups: who serves which part of a key space
 

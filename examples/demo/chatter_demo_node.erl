@@ -1,13 +1,38 @@
-%% What the demo runs on its nodes. Plain OTP throughout: nothing here knows that the other
-%% node is four links away, and nothing calls Chatter.
+%% What the demo runs on its nodes. Plain OTP but for call_there/1 and send_there/1: nothing else
+%% here knows that the other node is four links away, or calls Chatter.
 -module(chatter_demo_node).
 
 -export([spawn_there/1, link_there/1, monitor_there/1, rpc_there/1, global_there/1]).
--export([pg_there/1, large/2, small/2]).
+-export([pg_there/1, large/2, small/2, call_there/1, send_there/1, answer/0, answer_loop/0]).
 -export([whoami/1, wait/0, obey/0, digest/1, in_order/2, register_here/1, join_here/2]).
 
 -define(TIMEOUT_MS, 30000).
 -define(MIB, 1048576).
+
+%% A function called there, and what it raises, with neither node connected to the other.
+call_there(Node) ->
+    Sum = chatter:call(Node, lists, sum, [lists:seq(1, 1000)], ?TIMEOUT_MS),
+    Caught = try chatter:call(Node, erlang, error, [as_it_should], ?TIMEOUT_MS)
+             catch error:{exception, Reason, _} -> Reason
+             end,
+    {ok, "1 + ... + 1000 = ~p, error carried: ~p, connected nodes: ~p",
+     [Sum, Caught, nodes(connected)]}.
+
+%% A message to a name there, and one back to a process here.
+send_there(Node) ->
+    Pid = chatter:call(Node, ?MODULE, answer, [], ?TIMEOUT_MS),
+    ok = chatter:send({chatter_demo_answer, Node}, {self(), hello}, [{priority, high}]),
+    receive {Pid, hello} -> {ok, "~p answered, connected nodes: ~p", [Pid, nodes(connected)]}
+    after ?TIMEOUT_MS -> {error, no_answer}
+    end.
+
+answer() ->
+    Pid = spawn(?MODULE, answer_loop, []),
+    true = register(chatter_demo_answer, Pid),
+    Pid.
+
+answer_loop() ->
+    receive {From, Message} -> ok = chatter:send(From, {self(), Message}, []) end.
 
 %% spawn/4 on the other node, and its answer.
 spawn_there(Node) ->

@@ -13,7 +13,7 @@ use chatter_core::channel::life::{Outgoing, State};
 use chatter_core::channel::options::SendOptions;
 use chatter_core::channel::receive::Sink;
 use chatter_core::channel::table::{OpenVerdict, Table};
-use chatter_core::channel::{Names, SERVICE_INTERVAL, Settings};
+use chatter_core::channel::{Names, OnLoss, SERVICE_INTERVAL, Settings};
 use chatter_core::ids::{ChannelIndex, Incarnation, NodeId};
 use chatter_core::relay::{self, Content, Routed};
 use chatter_core::wire::data::{Ack, Open, ResetReason};
@@ -106,6 +106,7 @@ fn node(id: u64, life: u64, peer_life: u64) -> Node {
         setup_retry: 250 * MS,
         flow_quota: 256 * 1024,
         gap_timeout: Duration::from_secs(10),
+        on_loss: OnLoss::End,
     };
     Node {
         id: NodeId(id),

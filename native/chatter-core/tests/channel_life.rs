@@ -8,10 +8,10 @@ use chatter_core::channel::life::{Outgoing, State};
 use chatter_core::channel::options::SendOptions;
 use chatter_core::channel::receive::Sink;
 use chatter_core::channel::table::{OpenVerdict, Table};
-use chatter_core::channel::{Names, Settings};
+use chatter_core::channel::{Names, OnLoss, Settings};
 use chatter_core::ids::{ChannelIndex, Incarnation, NodeId};
 use chatter_core::relay::{self, Complaints, Content, Routed};
-use chatter_core::wire::data::{DropReason, Open, Opened, Reset, ResetReason};
+use chatter_core::wire::data::{ChannelKind, DropReason, Open, Opened, Reset, ResetReason};
 use chatter_core::wire::next_packet;
 use chatter_core::wire::packet::Packet;
 use chatter_core::wire::routed::RoutedHeader;
@@ -35,6 +35,7 @@ fn settings(me: NodeId) -> Arc<Settings> {
         setup_retry: RETRY,
         flow_quota: 256 * 1024,
         gap_timeout: Duration::from_secs(10),
+        on_loss: OnLoss::End,
     })
 }
 
@@ -250,7 +251,14 @@ fn life(life: u64) -> Option<Incarnation> {
 
 fn open(index: u32, epoch: u64, life: u64) -> Open {
     let (index, incarnation) = (ChannelIndex(index), Incarnation(life));
-    Open { index, epoch, incarnation, window: 1, name: String::new() }
+    Open {
+        index,
+        epoch,
+        incarnation,
+        window: 1,
+        kind: ChannelKind::Distribution,
+        name: String::new(),
+    }
 }
 
 /// Given OPENs of former lives and of channels that have ended, expect none to open anything; of a newer

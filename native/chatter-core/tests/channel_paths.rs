@@ -7,9 +7,9 @@ use chatter_core::channel::life::Outgoing;
 use chatter_core::channel::options::SendOptions;
 use chatter_core::channel::receive::Sink;
 use chatter_core::channel::send::{Route, Sender};
-use chatter_core::channel::{Loss, Names, SERVICE_INTERVAL, Settings};
+use chatter_core::channel::{Loss, Names, OnLoss, SERVICE_INTERVAL, Settings};
 use chatter_core::ids::{ChannelIndex, Incarnation, NodeId};
-use chatter_core::wire::data::{Ack, Open};
+use chatter_core::wire::data::{Ack, ChannelKind, Open};
 use chatter_core::wire::packet::Packet;
 use chatter_core::wire::routed::{
     FLAG_ACK_NOW, FLAG_MARKED, MARK_DELAYED, MAX_NUMBER, RoutedHeader,
@@ -58,6 +58,7 @@ fn settings(me: NodeId) -> std::sync::Arc<Settings> {
         setup_retry: 250 * MS,
         flow_quota: 256 * 1024,
         gap_timeout: Duration::from_secs(10),
+        on_loss: OnLoss::End,
     })
 }
 
@@ -240,6 +241,7 @@ fn silence_ends_the_channel_in_the_end() {
         epoch: 2,
         incarnation: Incarnation(1),
         window: CREDIT,
+        kind: ChannelKind::Distribution,
         name: String::new(),
     };
     let names = Names { index: CHANNEL, epoch: 1, peer: B };

@@ -183,6 +183,7 @@ fn document_has_the_code_points() {
         (item::FLOW, "FLOW"),
         (item::END, "END"),
         (item::VOID, "VOID"),
+        (item::LOST, "LOST"),
     ] {
         rows.insert(format!("| {code} | {name} |"));
     }
@@ -198,6 +199,7 @@ fn document_has_the_code_points() {
         Why::Unreachable,
         Why::Restarted,
         Why::Lost,
+        Why::Unused,
     ] {
         rows.insert(format!("| {} | {} |", reason as u8, shout(&format!("{reason:?}"))));
     }

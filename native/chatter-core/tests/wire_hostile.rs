@@ -116,7 +116,7 @@ fn trailing_bytes() {
 }
 
 /// Every length and count: vector, offset, bytes of the field.
-const LENGTHS: [(&str, usize, usize); 30] = [
+const LENGTHS: [(&str, usize, usize); 31] = [
     ("bcast", 0, 3),
     ("bcast", PACKET_HEADER_LEN + 2, 2),
     ("bcast", PACKET_HEADER_LEN + BCAST_FIXED_LEN + 31, 1),
@@ -135,8 +135,9 @@ const LENGTHS: [(&str, usize, usize); 30] = [
     ("data-ack", CONTENT + 5, 3),
     ("data-end", CONTENT + 17, 3),
     ("data-void", CONTENT + 17, 3),
+    ("data-lost", CONTENT + 17, 3),
     ("open", 0, 3),
-    ("open", CONTENT + 28, 1),
+    ("open", CONTENT + 29, 1),
     ("opened", 0, 3),
     ("ack", CONTENT + 16, 1),
     ("ack-ranges", CONTENT + 16, 1),
@@ -227,7 +228,7 @@ fn unknown_code_points() {
         assert_eq!(items(&[code, 0, 0, 0]).is_ok(), is_empty, "item {code}");
         let mut reset = golden("reset")[CONTENT..].to_vec();
         reset[16] = code;
-        assert_eq!(Reset::decode(&reset).is_ok(), (1..=7).contains(&code), "reason {code}");
+        assert_eq!(Reset::decode(&reset).is_ok(), (1..=8).contains(&code), "reason {code}");
         let mut notice = golden("unreachable")[CONTENT..].to_vec();
         notice[0] = code;
         assert_eq!(Unreachable::decode(&notice).is_ok(), matches!(code, 1 | 2), "drop {code}");
@@ -284,6 +285,9 @@ fn values_without_meaning() {
     let mut open = golden("open")[CONTENT..].to_vec();
     *open.last_mut().unwrap() = 0xff;
     assert_eq!(Open::decode(&open), Err(WireError::Invalid("name")));
+    let mut open = golden("open-messages")[CONTENT..].to_vec();
+    open[28] = 2;
+    assert_eq!(Open::decode(&open), Err(WireError::Invalid("channel kind")));
 }
 
 /// Counts what it gets and holds nothing.

@@ -10,6 +10,7 @@
 
 mod network;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -23,7 +24,7 @@ use chatter_core::channel::send::{FlowFigures, Sender, SenderFigures};
 use chatter_core::ids::{ChannelIndex, Incarnation, NodeId};
 use chatter_core::sched::Lane;
 use chatter_core::sched::fair::Level;
-use chatter_core::wire::data::{Open, ResetReason};
+use chatter_core::wire::data::{ChannelKind, Open, ResetReason};
 use chatter_core::wire::packet::Packet;
 use parking_lot::{Mutex, MutexGuard};
 
@@ -52,6 +53,8 @@ struct Tx {
     on: Vec<(Arc<Link>, u8)>,
     /// The user was told `Full`.
     user_waits: bool,
+    /// Flows of [`Channel::post`] that are over their quota.
+    held: BTreeSet<u64>,
     /// What this channel counts for in [`Node::retained`].
     retained: usize,
 }
@@ -82,6 +85,8 @@ pub struct Channel {
     pub peer: NodeId,
     /// Its name; empty if it has none yet.
     pub peer_name: String,
+    /// What it is for.
+    pub kind: ChannelKind,
     /// Whether this end asked for the channel.
     pub opened_here: bool,
     /// The user's side.
@@ -119,12 +124,14 @@ pub struct ChannelFigures {
     pub flows_in: usize,
     /// Packets that were taken although others before them were missing.
     pub early: u64,
+    /// Frames of the other end that were lost for good.
+    pub lost_in: u64,
 }
 
 /// For whom a channel is made.
 pub(crate) enum Wanted<'a> {
     /// For the user of this node, to that life of a node with that name.
-    Here(Incarnation, &'a str),
+    Here(Incarnation, &'a str, ChannelKind),
     /// For the node that sent this OPEN.
     There(&'a Open),
 }
@@ -135,22 +142,31 @@ impl Channel {
         let settings = node.settings.load_full();
         let now = Instant::now();
         let mut incoming = Incoming::new(&settings, names);
-        let (outgoing, peer_name) = match wanted {
-            Wanted::Here(life, name) => (Outgoing::asking(settings, names, *life, now), *name),
+        let (outgoing, peer_name, kind) = match wanted {
+            Wanted::Here(life, name, kind) => {
+                (Outgoing::asking(settings, names, *life, now).of_kind(*kind), *name, *kind)
+            }
             Wanted::There(open) => {
                 incoming.open(open.index);
-                (Outgoing::granting(settings, names, open, now), &*open.name)
+                (Outgoing::granting(settings, names, open, now), &*open.name, open.kind)
             }
         };
         Arc::new(Self {
             index: names.index,
             peer: names.peer,
             peer_name: peer_name.to_string(),
+            kind,
             opened_here: matches!(wanted, Wanted::Here(..)),
             host,
             node: Arc::downgrade(node),
             state: AtomicU8::new(outgoing.state() as u8),
-            tx: Mutex::new(Tx { half: outgoing, on: Vec::new(), user_waits: false, retained: 0 }),
+            tx: Mutex::new(Tx {
+                half: outgoing,
+                on: Vec::new(),
+                user_waits: false,
+                held: BTreeSet::new(),
+                retained: 0,
+            }),
             rx: Mutex::new(Rx { half: incoming, sink }),
             in_service: AtomicBool::new(false),
             frames_out: AtomicU64::new(0),
@@ -188,6 +204,7 @@ impl Channel {
             marks_in: rx.half.marks(),
             flows_in: rx.half.receiver().flows(),
             early: rx.half.receiver().early(),
+            lost_in: rx.half.receiver().lost(),
         }
     }
 
@@ -273,6 +290,80 @@ impl Channel {
         }
         link.own_done(self.index.0, level, taken, ready);
         taken
+    }
+
+    /// Hands in the one frame of this flow that `push` puts into the sender, unless the channel is full or
+    /// the flow over its quota: then nothing is taken, and [`ChannelHost::writable`] says when to try
+    /// again. For channels with many senders, none of which knows of the others.
+    pub fn post(self: &Arc<Self>, flow: u64, push: impl FnOnce(&mut Sender) -> u64) -> SendStatus {
+        let Some(node) = self.node.upgrade() else { return SendStatus::Closed };
+        let now = Instant::now();
+        let mut guard = self.tx.lock();
+        let tx = &mut *guard;
+        let room = self.room(&node, tx, flow);
+        let links = match tx.half.sender_mut() {
+            Some(sender) if room == SendStatus::Ready => {
+                sender.begin_batch(now);
+                let bytes = push(sender);
+                sender.end_batch();
+                tx.held.extend(sender.take_hold());
+                self.bytes_out.fetch_add(bytes, Ordering::Relaxed);
+                self.frames_out.fetch_add(1, Ordering::Relaxed);
+                self.announce(&node, tx, now)
+            }
+            _ => Flush::default(),
+        };
+        drop(guard);
+        links.flush();
+        if room != SendStatus::Closed {
+            self.want_service(&node);
+        }
+        room
+    }
+
+    /// Whether [`Channel::post`] would take a frame of this flow now. If not, [`ChannelHost::writable`] says
+    /// when.
+    pub fn has_room(self: &Arc<Self>, flow: u64) -> SendStatus {
+        let Some(node) = self.node.upgrade() else { return SendStatus::Closed };
+        let room = self.room(&node, &mut self.tx.lock(), flow);
+        if room == SendStatus::Full {
+            self.want_service(&node);
+        }
+        room
+    }
+
+    /// A user that was told `Full` before stays to be told.
+    fn room(&self, node: &Node, tx: &mut Tx, flow: u64) -> SendStatus {
+        if tx.half.sender().is_none() {
+            return SendStatus::Closed;
+        }
+        if tx.held.contains(&flow) {
+            return SendStatus::Full;
+        }
+        let waited = std::mem::replace(&mut tx.user_waits, true);
+        if !self.user_may_go_on(node, tx) {
+            return SendStatus::Full;
+        }
+        tx.user_waits = waited;
+        SendStatus::Ready
+    }
+
+    /// Closes the channel from this end if everything that was handed in has been acknowledged; whether
+    /// it has ended.
+    pub fn close_if_idle(self: &Arc<Self>) -> bool {
+        let Some(node) = self.node.upgrade() else { return true };
+        let now = Instant::now();
+        let mut tx = self.tx.lock();
+        if tx.half.sender().is_some_and(|sender| !sender.is_idle()) {
+            return false;
+        }
+        if tx.half.close(ResetReason::Unused, now) {
+            self.rx.lock().half.end();
+            node.channels.closing(self.index);
+            self.carry_on(&node, tx, now);
+            self.want_service(&node);
+        }
+        true
     }
 
     /// Closes the channel from this end. Safe from any thread; the user is not told.

@@ -110,7 +110,7 @@ impl Node {
         let channel = Channel::new(self, Names { index, epoch, peer }, wanted);
         let (life, other) = match wanted {
             Wanted::There(open) => (open.incarnation, Some((open.index, open.epoch))),
-            Wanted::Here(life, _) => (*life, None),
+            Wanted::Here(life, ..) => (*life, None),
         };
         channels.insert(index, (peer, life), other, channel.clone()).then_some(channel)
     }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use chatter_core::broadcast::BroadcastConfig;
+use chatter_core::channel::OnLoss;
 use chatter_core::control::ControlConfig;
 use chatter_core::crypto::ClusterKey;
 
@@ -87,6 +88,8 @@ pub struct NetConfig {
     /// A packet of a channel that is missing for so long while there is a route is lost: the channel
     /// ends. At least [`NetConfig::patience`] is given.
     pub gap_timeout: Duration,
+    /// What is done about such a loss.
+    pub on_loss: OnLoss,
     /// Channels at once; one more is refused.
     pub max_channels: usize,
     /// Bytes of link-state packets queued per link; beyond it LSPs wait as marks, one for each origin.

@@ -15,7 +15,7 @@ use chatter_core::dialer::NeighbourId;
 use chatter_core::ids::{Incarnation, LinkId, NodeId};
 use chatter_core::relay;
 use chatter_core::routes::ForwardingTable;
-use chatter_core::wire::data::ResetReason;
+use chatter_core::wire::data::{ChannelKind, ResetReason};
 use chatter_core::wire::identity::Identity;
 use chatter_core::wire::routed;
 use parking_lot::Mutex;
@@ -159,6 +159,7 @@ impl Node {
             flow_quota: config.flow_quota,
             setup_retry: config.setup_retry,
             gap_timeout: config.gap_timeout.max(config.patience()),
+            on_loss: config.on_loss,
         });
         let patience = config.broadcast.patience.max(config.patience());
         let multicast_rate = config.multicast.as_ref().map(|multicast| multicast.rate);
@@ -285,10 +286,10 @@ impl Node {
 
     /// Asks `id` for a channel; its user is told by [`crate::host::ChannelHost::opened`]. `None` if
     /// there is no route or `max_channels` is reached.
-    pub fn open_channel(self: &Arc<Self>, id: NodeId) -> Option<Arc<Channel>> {
+    pub fn open_channel(self: &Arc<Self>, id: NodeId, kind: ChannelKind) -> Option<Arc<Channel>> {
         let published = self.published.load();
         let route = published.table.route(id)?;
-        self.add_channel(id, &Wanted::Here(route.incarnation, &route.name))
+        self.add_channel(id, &Wanted::Here(route.incarnation, &route.name, kind))
     }
 
     /// Starts the opening of a channel that was made by [`Node::open_channel`].

@@ -6,8 +6,10 @@ mod net;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use chatter_core::channel::options::SendOptions;
 use chatter_core::control::ControlEvent;
-use chatter_core::wire::data::ResetReason;
+use chatter_core::flow::FlowKey;
+use chatter_core::wire::data::{ChannelKind, ResetReason};
 use chatter_net::channel::SendStatus;
 use chatter_net::config::NetConfig;
 use net::{
@@ -95,7 +97,7 @@ fn refused_channels() {
     link(&a, &b);
     b.host.refuse.store(true, Ordering::SeqCst);
     let refused = || {
-        let channel = a.node.open_channel(b.node.me.id).unwrap();
+        let channel = a.node.open_channel(b.node.me.id, ChannelKind::Distribution).unwrap();
         a.node.begin_open(&channel);
         until("refused", || closed(&channel) == Some(ResetReason::Refused));
         no_channels(&[&a]);
@@ -104,7 +106,7 @@ fn refused_channels() {
     no_channels(&[&b]);
     b.host.refuse.store(false, Ordering::SeqCst);
     let (_one, _two) = (a.open(&b), a.open(&b));
-    let channel = a.node.open_channel(b.node.me.id).unwrap();
+    let channel = a.node.open_channel(b.node.me.id, ChannelKind::Distribution).unwrap();
     a.node.begin_open(&channel);
     until("one too many is refused", || closed(&channel) == Some(ResetReason::Refused));
     assert_eq!(b.node.channels.all().len(), 2);
@@ -275,4 +277,60 @@ fn a_stuck_link_stops_nobody_else() {
 /// No more than the windows: 30 MB.
 fn here_is_room(sent: usize) -> bool {
     sent < 300
+}
+
+/// Given several threads that post to one channel without knowing of each other, expect nothing taken
+/// when it is full, room to be told of, each thread's frames in order, and an end only when all have
+/// arrived.
+#[test]
+fn posts_of_many() {
+    const EACH: u32 = 2_000;
+    let (a, _r, b) = line();
+    let (here, there) = a.open(&b);
+    let refused = std::sync::atomic::AtomicUsize::new(0);
+    let post = |thread: u32| {
+        for i in 0..EACH {
+            let mut frame = vec![thread as u8; 10_000];
+            frame[..4].copy_from_slice(&i.to_be_bytes());
+            loop {
+                let told = user(&here).writable.load(Ordering::SeqCst);
+                let status = here.post(u64::from(thread), |sender| {
+                    let flow = FlowKey::Flow(u64::from(thread));
+                    let options = SendOptions { flow, ..SendOptions::default() };
+                    sender.push_frame(&options, &[&frame], frame.len());
+                    frame.len() as u64
+                });
+                match status {
+                    SendStatus::Ready => break,
+                    SendStatus::Full => {
+                        refused.fetch_add(1, Ordering::SeqCst);
+                        assert!(!here.close_if_idle(), "closed with frames under way");
+                        until("room", || {
+                            user(&here).writable.load(Ordering::SeqCst) > told
+                                || here.has_room(u64::from(thread)) == SendStatus::Ready
+                        });
+                    }
+                    SendStatus::Closed => panic!("closed: {:?}", closed(&here)),
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        (0..4).for_each(|thread| _ = scope.spawn(move || post(thread)));
+        until("the channel is full", || refused.load(Ordering::SeqCst) > 4);
+        let mut next = [0; 4];
+        until("all frames", || {
+            for frame in take(&there) {
+                let i = u32::from_be_bytes(frame[..4].try_into().unwrap());
+                let expected = &mut next[usize::from(frame[4])];
+                assert_eq!((i, frame.len()), (*expected, 10_000));
+                *expected += 1;
+            }
+            next == [EACH; 4]
+        });
+    });
+    until("all is acknowledged", || here.close_if_idle());
+    until("the end", || closed(&there) == Some(ResetReason::Unused));
+    no_channels(&[&a, &b]);
+    assert_eq!(here.has_room(0), SendStatus::Closed);
 }

@@ -9,12 +9,12 @@ rustler::atoms! {
     // results
     full, no_route, not_started, already_started, busy, port, id, incarnation,
     // why a channel ended
-    connection_closed, connection_refused, protocol_error, packets_lost,
+    connection_closed, connection_refused, protocol_error, packets_lost, unused,
     // figures
     peer, peer_id, remote, transport, tcp, unix, state, since_ms, rtt_us, metric, dialled, bytes_in, bytes_out, packets_in,
     packets_out, relayed, queued_own, queued_transit, dropped, marked, blocked, up, sync, opening, open,
     closing, frames_out, grants, waiting_bytes, unacked_bytes, retransmits, duplicates, srtt_us, window,
-    window_cuts, flows, flows_retired, flows_in, fences, chunks, held, early, given_up, packets, high,
+    kind, distribution, messages, opened_here, window_cuts, flows, flows_retired, flows_in, fences, chunks, held, early, given_up, lost_in, packets, high,
     urgent, normal, low, talkers, sender, frames, bytes, queued, queue_delay_us, max_queue_delay_us,
     own_delay_us, transit_delay_us, marks_out, marks_in, credit, rescued,
     channels, links, nodes, relay_drops, unreachable_notices, refused_connections,

@@ -7,16 +7,17 @@ use bytes::Bytes;
 use chatter_core::channel::CHUNK_LEN;
 use chatter_core::channel::options::SendOptions;
 use chatter_core::flow::FrameReader;
-use chatter_core::wire::data::{ITEM_HEADER_LEN, ResetReason};
+use chatter_core::wire::data::{ChannelKind, ITEM_HEADER_LEN, ResetReason};
 use chatter_net::channel::{Channel, SendStatus, State};
 use parking_lot::Mutex;
 use rustler::{
-    Atom, Binary, Encoder, Env, ListIterator, LocalPid, Monitor, NifResult, Resource, ResourceArc,
-    Term,
+    Atom, Binary, Encoder, Env, ListIterator, LocalPid, Monitor, NifResult, NifUnitEnum, Resource,
+    ResourceArc, Term,
 };
 
 use crate::atoms;
 use crate::host::{BeamChannel, senders};
+use crate::manners::Manners;
 use crate::node::current;
 use crate::pinned;
 use crate::sink::{BeamSink, reason_atom};
@@ -28,14 +29,14 @@ const BYTES_PER_SLICE: usize = 1024 * 1024;
 const FRAMES_PER_SLICE: usize = 1500;
 
 /// Tells the VM what share of a time slice a call has used up.
-fn charge(env: Env, bytes: usize, frames: usize) {
+pub(crate) fn charge(env: Env, bytes: usize, frames: usize) {
     let percent = bytes * 100 / BYTES_PER_SLICE + frames * 100 / FRAMES_PER_SLICE;
     rustler::schedule::consume_timeslice(env, percent.clamp(1, 100) as i32);
 }
 
 /// A channel in the hands of Erlang.
 pub(crate) struct ChannelRef {
-    channel: Arc<Channel>,
+    pub(crate) channel: Arc<Channel>,
     /// `mf_getstat` must show progress while the other node is known to be alive.
     ticks: AtomicU64,
     /// Finds the flows of frames; only the controller comes here. `None` if all frames are one flow.
@@ -65,7 +66,7 @@ impl ChannelRef {
         let reader = flows.then(Mutex::default);
         let this = Self { channel, ticks: AtomicU64::new(0), reader, taken: Mutex::default() };
         if let Some(host) = this.host() {
-            host.set_index(this.channel.index.0);
+            host.set_names(this.channel.index.0, &this.channel.peer_name);
         }
         this
     }
@@ -81,11 +82,27 @@ impl ChannelRef {
     }
 }
 
-/// `open(NodeName) -> {ok, Channel, Index} | {error, no_route | not_started}`.
+/// What Erlang calls the kinds of channels.
+#[derive(NifUnitEnum)]
+enum Kind {
+    Distribution,
+    Messages,
+}
+
+impl From<Kind> for ChannelKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Distribution => Self::Distribution,
+            Kind::Messages => Self::Messages,
+        }
+    }
+}
+
+/// `open(NodeName, Kind) -> {ok, Channel, Index} | {error, no_route | not_started}`.
 #[rustler::nif]
-fn open<'a>(env: Env<'a>, name: &str) -> NifResult<Term<'a>> {
+fn open<'a>(env: Env<'a>, name: &str, kind: Kind) -> NifResult<Term<'a>> {
     let Some(node) = current() else { return Ok(env.error_tuple(atoms::not_started())) };
-    let Some(channel) = node.id_of(name).and_then(|id| node.open_channel(id)) else {
+    let Some(channel) = node.id_of(name).and_then(|id| node.open_channel(id, kind.into())) else {
         return Ok(env.error_tuple(atoms::no_route()));
     };
     let index = channel.index.0;
@@ -205,7 +222,7 @@ fn send<'a>(
     }
     let bytes: usize = ends.iter().map(|(_, total)| total).sum();
     let mut reader = channel.reader.as_ref().map(Mutex::lock);
-    let mut options = SendOptions::default();
+    let manners = Manners::now();
     let (status, hold) = channel.channel.send(ends.len() as u64, |sender| {
         sender.expect(bytes + ends.len() * ITEM_HEADER_LEN);
         let mut start = 0;
@@ -213,9 +230,10 @@ fn send<'a>(
         for &(end, total) in &ends {
             slices.clear();
             slices.extend(pieces[start..end].iter().map(Binary::as_slice));
-            if let Some(reader) = reader.as_mut() {
-                options.flow = reader.read(&slices).key;
-            }
+            let options = match reader.as_mut() {
+                Some(reader) => manners.of(reader.read(&slices)),
+                None => SendOptions::default(),
+            };
             if total > CHUNK_LEN {
                 let pieces: Vec<Bytes> = pieces[start..end].iter().map(pinned::bytes).collect();
                 sender.push_large_frame(&options, &pieces, total);
@@ -259,7 +277,7 @@ fn stat(channel: ResourceArc<ChannelRef>) -> (u64, u64, u64) {
     (ticks + figures.grants, figures.frames_out, figures.sender.waiting_bytes as u64)
 }
 
-fn status_atom(status: SendStatus) -> Atom {
+pub(crate) fn status_atom(status: SendStatus) -> Atom {
     match status {
         SendStatus::Ready => atoms::ok(),
         SendStatus::Full => atoms::full(),

@@ -4,11 +4,12 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
 use chatter_core::broadcast::BroadcastConfig;
+use chatter_core::channel::OnLoss;
 use chatter_core::control::ControlConfig;
 use chatter_core::crypto::ClusterKey;
 use chatter_core::crypto::key::KeyError;
 use chatter_net::config::{Interfaces, ListenPort, MulticastConfig, NetConfig};
-use rustler::{Binary, NifMap, NifTaggedEnum};
+use rustler::{Binary, NifMap, NifTaggedEnum, NifUnitEnum};
 
 /// Which port to listen on.
 #[derive(NifTaggedEnum)]
@@ -31,6 +32,13 @@ pub(crate) enum MulticastIf {
 pub(crate) enum KeySource<'a> {
     Key(Binary<'a>),
     Cookie(Binary<'a>),
+}
+
+/// What Erlang calls the ways to take a loss.
+#[derive(NifUnitEnum)]
+enum Loss {
+    Nodedown,
+    Notify,
 }
 
 /// What `chatter_nif:node_start/1` takes: the keys of docs/operations.md, under the same names.
@@ -66,6 +74,7 @@ pub(crate) struct StartConfig<'a> {
     retransmit_memory: usize,
     setup_retry_ms: u64,
     gap_timeout_ms: u64,
+    on_loss: Loss,
     control_queue: usize,
     relay_queue: usize,
     channel_queue: usize,
@@ -138,6 +147,10 @@ impl StartConfig<'_> {
             retransmit_memory: self.retransmit_memory,
             setup_retry: Duration::from_millis(self.setup_retry_ms),
             gap_timeout: Duration::from_millis(self.gap_timeout_ms),
+            on_loss: match self.on_loss {
+                Loss::Nodedown => OnLoss::End,
+                Loss::Notify => OnLoss::Notify,
+            },
             control_queue: self.control_queue,
             relay_queue: self.relay_queue,
             channel_queue: self.channel_queue,

@@ -1,11 +1,13 @@
 //! The BEAM as the embedder of a node: events become messages.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use chatter_core::control::ControlEvent;
 use chatter_core::dialer::{NeighbourId, NeighbourSpec};
+use chatter_core::wire::data::ChannelKind;
 use chatter_net::channel::Channel;
 use chatter_net::host::{ChannelHost, ChannelSink, Host};
 use chatter_net::node::Node;
@@ -16,10 +18,21 @@ use crate::atoms;
 use crate::channel::ChannelRef;
 use crate::sink::BeamSink;
 
+/// The process that gets channels for messages which others open. It comes before any node, and stays.
+static MESSAGE_ACCEPTOR: Mutex<Option<LocalPid>> = Mutex::new(None);
+
+/// Names [`MESSAGE_ACCEPTOR`].
+pub(crate) fn set_message_acceptor(pid: LocalPid) {
+    *MESSAGE_ACCEPTOR.lock() = Some(pid);
+}
+
+/// The process that gets the events of a node.
+type Owner = Arc<Mutex<Option<LocalPid>>>;
+
 /// See the [module](self).
 #[derive(Default)]
 pub(crate) struct BeamHost {
-    owner: Mutex<Option<LocalPid>>,
+    owner: Owner,
     acceptor: Mutex<Option<LocalPid>>,
     broadcaster: Mutex<Option<LocalPid>>,
     pub(crate) node: OnceLock<Weak<Node>>,
@@ -112,7 +125,11 @@ impl Host for BeamHost {
     }
 
     fn accept(&self, channel: Arc<Channel>) -> bool {
-        let Some(acceptor) = *self.acceptor.lock() else { return false };
+        let acceptor = match channel.kind {
+            ChannelKind::Distribution => &self.acceptor,
+            ChannelKind::Messages => &MESSAGE_ACCEPTOR,
+        };
+        let Some(acceptor) = *acceptor.lock() else { return false };
         let (index, name) = (channel.index.0, channel.peer_name.clone());
         let channel = ResourceArc::new(ChannelRef::new(channel));
         OwnedEnv::new()
@@ -129,7 +146,8 @@ impl Host for BeamHost {
     }
 
     fn channel(&self) -> (Arc<dyn ChannelHost>, Box<dyn ChannelSink>) {
-        let host = Arc::new(BeamChannel::default());
+        let host =
+            Arc::new(BeamChannel { node_owner: self.owner.clone(), ..BeamChannel::default() });
         (host.clone(), Box::new(BeamSink::new(host)))
     }
 }
@@ -141,12 +159,28 @@ pub(crate) struct BeamChannel {
     owner: Mutex<Option<LocalPid>>,
     controller: Mutex<Option<LocalPid>>,
     governor: Mutex<Option<LocalPid>>,
+    node_owner: Owner,
+    peer_name: OnceLock<String>,
 }
 
 impl BeamChannel {
-    /// Known once the channel is made; what the messages to its owner carry.
-    pub(crate) fn set_index(&self, index: u32) {
+    /// Known once the channel is made: what the messages to its owner carry, and who is at the other end.
+    pub(crate) fn set_names(&self, index: u32, peer_name: &str) {
         self.index.store(index, Ordering::Relaxed);
+        let _ = self.peer_name.set(peer_name.to_owned());
+    }
+
+    /// Tells of frames of the other end that were lost for good, by sender.
+    pub(crate) fn lost(&self, losses: BTreeMap<u64, u64>) {
+        let Some(owner) = *self.node_owner.lock() else { return };
+        let name = self.peer_name.get().map_or("", String::as_str);
+        for (key, count) in losses {
+            let sender = senders(vec![key])[0];
+            let _ = OwnedEnv::new().send_and_clear(&owner, |env| {
+                let event = (atoms::lost(), bin(env, name), sender, count);
+                (atoms::chatter_event(), event).encode(env)
+            });
+        }
     }
 
     pub(crate) fn index(&self) -> u32 {

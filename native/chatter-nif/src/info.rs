@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use chatter_core::control::{Control, LinkState};
+use chatter_core::wire::data::ChannelKind;
 use chatter_net::channel::{Channel, State};
 use chatter_net::link::Link;
 use chatter_net::node::Node;
@@ -242,6 +243,10 @@ fn channel_figures<'a>(env: Env<'a>, channel: &Channel) -> Term<'a> {
             map(env, figures)
         })
         .collect();
+    let kind = match channel.kind {
+        ChannelKind::Distribution => atoms::distribution(),
+        ChannelKind::Messages => atoms::messages(),
+    };
     let srtt_us = f.sender.srtt.map_or(0, |srtt| srtt.as_micros() as u64);
     let open = || atoms::credit().encode(env);
     let window = f.sender.window.map_or_else(open, |bytes| bytes.encode(env));
@@ -249,6 +254,8 @@ fn channel_figures<'a>(env: Env<'a>, channel: &Channel) -> Term<'a> {
         env,
         vec![
             (atoms::state(), state.encode(env)),
+            (atoms::kind(), kind.encode(env)),
+            (atoms::opened_here(), channel.opened_here.encode(env)),
             (atoms::frames_out(), f.frames_out.encode(env)),
             (atoms::bytes_out(), f.bytes_out.encode(env)),
             (atoms::grants(), f.grants.encode(env)),
@@ -271,6 +278,8 @@ fn channel_figures<'a>(env: Env<'a>, channel: &Channel) -> Term<'a> {
             (atoms::held(), f.sender.flows.held.encode(env)),
             (atoms::late(), f.sender.flows.late.encode(env)),
             (atoms::given_up(), f.sender.flows.given_up.encode(env)),
+            (atoms::lost(), f.sender.flows.lost.encode(env)),
+            (atoms::lost_in(), f.lost_in.encode(env)),
             (atoms::early(), f.early.encode(env)),
             (atoms::packets(), map(env, packets)),
             (atoms::talkers(), talkers.encode(env)),

@@ -11,8 +11,10 @@ mod found;
 mod host;
 mod info;
 mod log;
+mod manners;
 mod node;
 mod pinned;
+mod post;
 mod sink;
 mod waiting;
 

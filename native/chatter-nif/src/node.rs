@@ -14,7 +14,7 @@ use tracing::Level;
 
 use crate::atoms;
 use crate::config::{StartConfig, socket_address};
-use crate::host::{BeamHost, bin};
+use crate::host::{self, BeamHost, bin};
 use crate::log;
 
 struct Running {
@@ -125,6 +125,13 @@ pub(crate) fn set_broadcaster(pid: LocalPid) {
     if let Some(running) = RUNNING.load().as_ref() {
         running.host.set_broadcaster(pid);
     }
+}
+
+/// `set_message_acceptor() -> ok`: the caller gets the channels for messages that others open.
+#[rustler::nif]
+fn set_message_acceptor(env: Env) -> Atom {
+    host::set_message_acceptor(env.pid());
+    atoms::ok()
 }
 
 /// `set_log_level(error | warning | notice | info | debug | none) -> ok`.

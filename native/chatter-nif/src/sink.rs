@@ -4,7 +4,7 @@
 //! told once that there are some. They become binaries in its own call: on a scheduler, whose
 //! allocators need no lock, each an exact-size binary of its own.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use chatter_core::channel::receive::Sink;
@@ -19,6 +19,9 @@ use crate::waiting::{Taken, Waiting};
 /// What is reserved for a frame before its bytes have come: all of a fragment of the VM, but not what
 /// a peer only announces.
 const ASSEMBLY_START: usize = 1024 * 1024;
+
+/// Senders that are told apart of those whose frames one read shows to be lost; the rest are one.
+const MAX_LOSSES: usize = 256;
 
 /// A frame that is being put together.
 struct Assembly {
@@ -51,6 +54,8 @@ pub(crate) struct BeamSink {
     handshakes: Vec<(Vec<u8>, u64)>,
     /// Frames that are being put together, by flow.
     assemblies: HashMap<Option<u32>, Assembly>,
+    /// Frames that were lost for good since the owner of the node was told of them, by sender.
+    losses: BTreeMap<u64, u64>,
     closed: Option<ResetReason>,
 }
 
@@ -80,6 +85,7 @@ impl BeamSink {
             told: true,
             handshakes: Vec::new(),
             assemblies: HashMap::new(),
+            losses: BTreeMap::new(),
             closed: None,
         }
     }
@@ -120,6 +126,7 @@ pub(crate) fn reason_atom(reason: ResetReason) -> Atom {
         ResetReason::Refused => atoms::connection_refused(),
         ResetReason::Protocol => atoms::protocol_error(),
         ResetReason::Lost => atoms::packets_lost(),
+        ResetReason::Unused => atoms::unused(),
     }
 }
 
@@ -148,6 +155,11 @@ impl Sink for BeamSink {
     fn handshake(&mut self, message: &[u8], cost: u64) {
         self.handshakes.push((message.to_vec(), cost));
     }
+
+    fn lost(&mut self, sender: u64) {
+        let known = self.losses.len() < MAX_LOSSES || self.losses.contains_key(&sender);
+        *self.losses.entry(if known { sender } else { 0 }).or_default() += 1;
+    }
 }
 
 impl ChannelSink for BeamSink {
@@ -164,6 +176,9 @@ impl ChannelSink for BeamSink {
         }
         if !self.waiting.is_empty() {
             self.tell();
+        }
+        if !self.losses.is_empty() {
+            self.host.lost(std::mem::take(&mut self.losses));
         }
     }
 

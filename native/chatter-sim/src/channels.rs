@@ -10,7 +10,7 @@ use chatter_core::channel::life::{Outgoing, State};
 use chatter_core::channel::receive::Piggyback;
 use chatter_core::channel::send::Sender;
 use chatter_core::channel::table::Table;
-use chatter_core::channel::{Names, SERVICE_INTERVAL, Settings};
+use chatter_core::channel::{Names, OnLoss, SERVICE_INTERVAL, Settings};
 use chatter_core::ids::{ChannelIndex, Incarnation, LinkId, NodeId};
 use chatter_core::sched::Lane;
 use chatter_core::sched::fair::Level;
@@ -67,6 +67,7 @@ impl Channels {
             max_frame: 1 << 30,
             setup_retry: Duration::from_millis(250),
             gap_timeout: Duration::from_secs(10),
+            on_loss: OnLoss::End,
             flow_quota: 256 * 1024,
         };
         Self {

@@ -3,7 +3,9 @@
 use bytes::Bytes;
 
 use super::{CHUNK_LEN, item_cost};
-use crate::wire::data::{FENCES_LEN, FLOW_LEN, ITEM_HEADER_LEN, TOTAL_LEN, item, item_header};
+use crate::wire::data::{
+    FENCES_LEN, FLOW_LEN, ITEM_HEADER_LEN, Item, TOTAL_LEN, item, item_header, next_item,
+};
 use crate::wire::packet::Packet;
 use crate::wire::routed::{ROUTED_HEADER_LEN, RoutedHeader};
 use crate::wire::{PACKET_HEADER_LEN, PacketType, packet_header};
@@ -23,6 +25,8 @@ pub(super) struct Part {
     pub(super) body: Bytes,
     /// What it uses up of the credit.
     pub(super) cost: u64,
+    /// Whether its receiver can do without all that is in it.
+    pub(super) droppable: bool,
 }
 
 impl Part {
@@ -32,7 +36,7 @@ impl Part {
         push_flow(&mut head, flow);
         head.extend_from_slice(&item_header(item::VOID, 4));
         head.extend_from_slice(&(cost as u32).to_be_bytes());
-        Self { head, body: Bytes::new(), cost }
+        Self { head, body: Bytes::new(), cost, droppable: true }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -58,6 +62,8 @@ pub(super) struct Building {
     cost: u64,
     /// The flow, and its sequence number, that the next item has without saying so.
     implied: Option<(u32, u32)>,
+    /// There is something in it that its receiver cannot do without.
+    needed: bool,
 }
 
 impl Building {
@@ -102,6 +108,11 @@ impl Building {
         self.head.extend_from_slice(&credit.to_be_bytes());
     }
 
+    /// The receiver cannot do without the item that is begun, should it be lost for good.
+    pub(super) fn need(&mut self) {
+        self.needed = true;
+    }
+
     fn begin(&mut self, len: usize) {
         if self.head.is_empty() {
             let items = len + 2 * ITEM_HEADER_LEN + FLOW_LEN;
@@ -115,8 +126,8 @@ impl Building {
         if self.head.is_empty() {
             return None;
         }
-        let Self { head, cost, .. } = std::mem::take(self);
-        Some(Part { head, body: Bytes::new(), cost })
+        let Self { head, cost, needed, .. } = std::mem::take(self);
+        Some(Part { head, body: Bytes::new(), cost, droppable: !needed })
     }
 }
 
@@ -145,7 +156,7 @@ pub(super) fn chunks(
         }
         head.append(small);
         left -= part;
-        put(Part { head, body, cost: item_cost(len) });
+        put(Part { head, body, cost: item_cost(len), droppable: false });
     };
     for piece in pieces {
         let mut piece = piece.clone();
@@ -160,6 +171,45 @@ pub(super) fn chunks(
     if !small.is_empty() {
         finish(&mut small, Bytes::new());
     }
+}
+
+/// What takes the place of a packet that was lost for good, and how many frames were in it: all that is in
+/// order after them stays so. `sender` says what the sender calls a flow. `None` if it is no such packet.
+pub(super) fn lost(packet: &Packet, sender: impl Fn(u32) -> u64) -> Option<(Packet, u64)> {
+    let (prefix, mut items) = packet.head.split_at_checked(PREFIX_LEN)?;
+    if !packet.body.is_empty() {
+        return None;
+    }
+    let mut head = prefix.to_vec();
+    let mut frames = 0;
+    let mut flow = None;
+    while let Some(item) = next_item(&mut items).ok()? {
+        match item {
+            Item::Frame(body) => {
+                frames += 1;
+                head.extend_from_slice(&item_header(item::LOST, 12));
+                head.extend_from_slice(&(item_cost(body.len()) as u32).to_be_bytes());
+                head.extend_from_slice(&flow.map_or(0, &sender).to_be_bytes());
+            }
+            Item::Flow { flow: id, sequence } => {
+                flow = Some(id);
+                push_flow(&mut head, Some((id, sequence)));
+            }
+            Item::End => head.extend_from_slice(&item_header(item::END, 0)),
+            Item::Void { cost } => {
+                head.extend_from_slice(&item_header(item::VOID, 4));
+                head.extend_from_slice(&cost.to_be_bytes());
+            }
+            // Later ones have told more.
+            Item::Ack { .. } => {}
+            Item::First { .. } | Item::More(_) | Item::Handshake(_) | Item::Lost { .. } => {
+                return None;
+            }
+        }
+    }
+    let len = packet_header(PacketType::Data, head.len() - PACKET_HEADER_LEN);
+    head[..PACKET_HEADER_LEN].copy_from_slice(&len);
+    Some((head.into(), frames))
 }
 
 fn push_flow(head: &mut Vec<u8>, flow: Option<(u32, u32)>) {

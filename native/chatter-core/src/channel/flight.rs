@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 
+use super::build;
 use crate::wire::packet::Packet;
 
 /// A packet is taken for lost when so many later ones of its label have arrived before it (RFC 9002,
@@ -32,8 +33,11 @@ struct Unacked {
     packet: Option<Packet>,
     /// What is sent in its place from some time on.
     instead: Option<Box<Instead>>,
-    /// When it was last handed out.
+    /// When it was handed out first, and last.
+    first_at: Instant,
     sent_at: Instant,
+    /// The other end can do without it.
+    droppable: bool,
     /// It was handed out more than once: which copy an acknowledgement means is not known.
     resent: bool,
     /// It is in the list of those to hand out again.
@@ -132,7 +136,7 @@ impl Flight {
         now: Instant,
         number: u64,
         label: u16,
-        packet: Packet,
+        (packet, droppable): (Packet, bool),
         instead: Option<Instead>,
     ) {
         self.bytes += packet.len();
@@ -141,7 +145,9 @@ impl Flight {
             label,
             packet: Some(packet),
             instead: instead.map(Box::new),
+            first_at: now,
             sent_at: now,
+            droppable,
             resent: false,
             queued: false,
         });
@@ -170,6 +176,50 @@ impl Flight {
             return Some((packet, given_up));
         }
         None
+    }
+
+    /// Gives up all packets that were handed out for the first time so long ago: markers take their places,
+    /// and go out at once. How many frames they had; or how many packets are lost, if the other end cannot
+    /// do without one of them.
+    pub(super) fn give_up(
+        &mut self,
+        now: Instant,
+        after: Duration,
+        sender: impl Fn(u32) -> u64,
+    ) -> Result<u64, u64> {
+        let mut markers = Vec::new();
+        let mut frames = 0;
+        let mut needed = false;
+        let mut lost = 0;
+        for entry in &self.unacked {
+            let Some(packet) = entry.packet.as_ref() else { continue };
+            if entry.first_at + after > now {
+                break;
+            }
+            lost += 1;
+            match build::lost(packet, &sender).filter(|_| entry.droppable) {
+                Some((marker, count)) => {
+                    frames += count;
+                    markers.push((entry.number, marker));
+                }
+                None => needed = true,
+            }
+        }
+        if needed {
+            return Err(lost);
+        }
+        for (number, marker) in markers {
+            let Some(entry) = self.entry(number) else { continue };
+            let before = entry.packet.as_ref().map_or(0, Packet::len);
+            entry.droppable = false;
+            entry.first_at = now;
+            entry.instead = None;
+            let len = marker.len();
+            entry.packet = Some(marker);
+            self.bytes = self.bytes - before + len;
+            self.queue_again(number);
+        }
+        Ok(frames)
     }
 
     /// All packets below `next` have arrived, and those in `ranges`. A gap counts as lost if it was last

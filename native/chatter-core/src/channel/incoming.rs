@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::receive::{AckNeed, Piggyback, ReceiveError, Receiver, Sink};
-use super::{Loss, Names, Patience, Settings};
+use super::{Loss, Names, OnLoss, Patience, Settings};
 use crate::ids::{ChannelIndex, NodeId};
 use crate::wire::PacketType;
 use crate::wire::data::{Reset, ResetReason};
@@ -51,8 +51,15 @@ pub struct Incoming {
 impl Incoming {
     /// The half of a channel whose other end is not known yet.
     pub fn new(settings: &Settings, names: Names) -> Self {
+        let mut receiver = Receiver::new(settings.window, settings.max_frame);
+        let mut gap_timeout = settings.gap_timeout;
+        if settings.on_loss == OnLoss::Notify {
+            // It is for the other end to give up what is missing, and to say so.
+            receiver.bear_loss();
+            gap_timeout *= 3;
+        }
         Self {
-            receiver: Receiver::new(settings.window, settings.max_frame),
+            receiver,
             me: settings.me,
             peer: names.peer,
             peer_index: None,
@@ -60,7 +67,7 @@ impl Incoming {
             marked: false,
             marks: 0,
             gap: (0, Patience::default()),
-            gap_timeout: settings.gap_timeout,
+            gap_timeout,
             pending: None,
             over: false,
         }

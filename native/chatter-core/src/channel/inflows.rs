@@ -38,6 +38,7 @@ enum Kept {
     Handshake(Bytes),
     End,
     Void(u32),
+    Lost(u32, u64),
 }
 
 impl Kept {
@@ -49,6 +50,7 @@ impl Kept {
             Item::Handshake(message) => Self::Handshake(Bytes::copy_from_slice(message)),
             Item::End => Self::End,
             Item::Void { cost } => Self::Void(*cost),
+            Item::Lost { cost, sender } => Self::Lost(*cost, *sender),
             Item::Ack { .. } | Item::Flow { .. } => return None,
         })
     }
@@ -61,6 +63,7 @@ impl Kept {
             Self::Handshake(message) => Item::Handshake(message),
             Self::End => Item::End,
             Self::Void(cost) => Item::Void { cost: *cost },
+            Self::Lost(cost, sender) => Item::Lost { cost: *cost, sender: *sender },
         }
     }
 }
@@ -134,7 +137,7 @@ impl InFlows {
         item: &Item<'_>,
         sink: &mut dyn Sink,
     ) -> Result<(), ReceiveError> {
-        if !matches!(item, Item::Frame(_) | Item::Void { .. }) {
+        if !matches!(item, Item::Frame(_) | Item::Void { .. } | Item::Lost { .. }) {
             return Err(ReceiveError::Parts);
         }
         let max_frame = self.max_frame;
@@ -226,6 +229,12 @@ fn take(
         Item::Handshake(message) => sink.handshake(message, item_cost(message.len())),
         Item::End => return Ok(item_cost(0)),
         Item::Void { cost } => return Ok(u64::from(*cost)),
+        // What is not of a flow cannot be done without.
+        Item::Lost { .. } if id.is_none() => return Err(ReceiveError::Parts),
+        Item::Lost { cost, sender } => {
+            sink.lost(*sender);
+            return Ok(u64::from(*cost));
+        }
         Item::Ack { .. } | Item::Flow { .. } => {}
     }
     Ok(0)
@@ -261,7 +270,8 @@ fn len(item: &Item<'_>) -> usize {
     match item {
         Item::Frame(body) | Item::More(body) | Item::Handshake(body) => body.len(),
         Item::First { part, .. } => part.len(),
-        Item::Ack { .. } | Item::Flow { .. } | Item::End | Item::Void { .. } => 0,
+        Item::Ack { .. } | Item::Flow { .. } | Item::End => 0,
+        Item::Void { .. } | Item::Lost { .. } => 0,
     }
 }
 
@@ -269,7 +279,7 @@ fn len(item: &Item<'_>) -> usize {
 pub(super) fn cost(item: &Item<'_>) -> u64 {
     match item {
         Item::First { part, .. } => item_cost(part.len() + TOTAL_LEN),
-        Item::Void { cost } => u64::from(*cost),
+        Item::Void { cost } | Item::Lost { cost, .. } => u64::from(*cost),
         Item::Ack { .. } | Item::Flow { .. } => 0,
         other => item_cost(len(other)),
     }

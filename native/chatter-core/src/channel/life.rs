@@ -14,10 +14,10 @@ use std::time::Instant;
 
 use super::farewell::Farewell;
 use super::send::{Route, Sender};
-use super::{Loss, Names, Patience, Settings};
+use super::{Loss, Names, OnLoss, Patience, Settings};
 use crate::ids::{ChannelIndex, Incarnation};
 use crate::wire::PacketType;
-use crate::wire::data::{Ack, Open, Opened, Reset, ResetReason};
+use crate::wire::data::{Ack, ChannelKind, Open, Opened, Reset, ResetReason};
 use crate::wire::packet::Packet;
 use crate::wire::routed::RoutedHeader;
 
@@ -49,6 +49,8 @@ pub enum State {
 pub struct Outgoing {
     settings: Arc<Settings>,
     names: Names,
+    /// What OPEN says that the channel is for.
+    kind: ChannelKind,
     state: State,
     /// The life of the node at the other end: that of the tables, until one has granted the channel.
     peer_incarnation: Incarnation,
@@ -68,6 +70,8 @@ pub struct Outgoing {
     last: u64,
     /// Data is under way, and nothing is heard of it.
     unheard: Patience,
+    /// The first packet that is not acknowledged, and how long it has been that.
+    stuck: (Option<u64>, Patience),
     farewell: Option<Farewell>,
     /// The other end's RESET, until it is confirmed: its index, and why.
     unconfirmed: Option<(ChannelIndex, ResetReason)>,
@@ -84,6 +88,7 @@ impl Outgoing {
         Self {
             settings,
             names,
+            kind: ChannelKind::Distribution,
             state: State::Opening,
             peer_incarnation,
             peer_index: ChannelIndex::UNKNOWN,
@@ -96,6 +101,7 @@ impl Outgoing {
             reason: ResetReason::Closed,
             last: 0,
             unheard: Patience::default(),
+            stuck: Default::default(),
             farewell: None,
             unconfirmed: None,
         }
@@ -106,6 +112,11 @@ impl Outgoing {
         let mut this = Self::asking(settings, names, open.incarnation, now);
         this.begin(open.index, open.epoch, open.window);
         this
+    }
+
+    /// The same for a channel of another kind than distribution.
+    pub fn of_kind(self, kind: ChannelKind) -> Self {
+        Self { kind, ..self }
     }
 
     /// Where the channel is in its life.
@@ -281,13 +292,31 @@ impl Outgoing {
         }
         let sender = self.sender.as_mut()?;
         sender.handle_timeout(now);
-        let unacked = sender.queued_bytes().1;
-        if !routed || unacked == 0 {
+        let first = sender.first_unacked();
+        if !routed || first.is_none() {
             self.unheard.reset();
+            self.stuck.1.reset();
             return None;
         }
-        let waited = self.unheard.wait(now);
-        (waited >= self.settings.gap_timeout).then_some(Loss { packets: 1 })
+        let after = self.settings.gap_timeout;
+        match self.settings.on_loss {
+            OnLoss::End => {
+                let waited = self.unheard.wait(now);
+                (waited >= after).then_some(Loss { packets: 1 })
+            }
+            OnLoss::Notify => {
+                let (stuck, patience) = &mut self.stuck;
+                if first != std::mem::replace(stuck, first) {
+                    patience.reset();
+                }
+                if patience.wait(now) < after {
+                    return None;
+                }
+                // What tells of the loss has the same time to arrive.
+                patience.reset();
+                sender.give_up(now, after).err()
+            }
+        }
     }
 
     fn count_tries(&mut self, now: Instant) {
@@ -336,6 +365,7 @@ impl Outgoing {
                     epoch: self.names.epoch,
                     incarnation: self.settings.incarnation,
                     window: self.settings.window,
+                    kind: self.kind,
                     name: self.settings.name.clone(),
                 };
                 Some(self.packet(PacketType::Open, ChannelIndex::UNKNOWN, &open.encode()))

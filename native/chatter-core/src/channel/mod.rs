@@ -61,8 +61,21 @@ pub struct Settings {
     /// What a flow may have queued before its sender is to be held back, in bytes.
     pub flow_quota: usize,
     /// A packet that is missing for so long while there is a route, though it was asked for, is lost:
-    /// the channel cannot go on.
+    /// [`OnLoss`] says what then.
     pub gap_timeout: Duration,
+    /// What is done about packets that are lost for good.
+    pub on_loss: OnLoss,
+}
+
+/// What is done about packets that are lost for good.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OnLoss {
+    /// The channel ends.
+    #[default]
+    End,
+    /// If the user of the other end can do without what was in them, that user is told and the channel
+    /// goes on; else it ends. Both ends must want it so.
+    Notify,
 }
 
 /// Time in which something is awaited, as this process has lived through it: a process that was held up

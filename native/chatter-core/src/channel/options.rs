@@ -38,6 +38,11 @@ pub struct SendOptions {
     ///
     /// [`CHUNK_LEN`]: super::CHUNK_LEN
     pub ordered: bool,
+    /// Its receiver can do without it, should it be lost for good: see [`OnLoss`](super::OnLoss). For frames
+    /// of at most [`CHUNK_LEN`] bytes.
+    ///
+    /// [`CHUNK_LEN`]: super::CHUNK_LEN
+    pub droppable: bool,
 }
 
 impl SendOptions {
@@ -56,6 +61,7 @@ impl Default for SendOptions {
             deadline: None,
             reliable: true,
             ordered: true,
+            droppable: false,
         }
     }
 }

@@ -118,6 +118,8 @@ pub struct FlowCounts {
     pub late: u64,
     /// Frames that were lost and, as was asked for, not sent again.
     pub given_up: u64,
+    /// Frames that were lost for good, of which the other end was told.
+    pub lost: u64,
 }
 
 /// What is queued for one way.
@@ -344,6 +346,9 @@ impl Outbox {
             let urgent = &mut self.ways[way].urgent;
             let before = urgent.len();
             put(urgent.item(sequence, item::FRAME, total, self.expected + total), pieces);
+            if !options.droppable {
+                urgent.need();
+            }
             self.bytes += urgent.len() - before;
             return;
         }
@@ -358,6 +363,9 @@ impl Outbox {
         let sequence = Some(flow.take_sequence(1, total));
         let before = flow.building.len();
         put(flow.building.item(sequence, item::FRAME, total, self.expected + total), pieces);
+        if !options.droppable {
+            flow.building.need();
+        }
         let grown = flow.building.len() - before;
         flow.queued += grown;
         self.bytes += grown;
@@ -384,6 +392,9 @@ impl Outbox {
         let sequence = options.ordered.then(|| flow.take_sequence(1, total));
         let mut building = Building::default();
         put(building.item(sequence, item::FRAME, total, total), pieces);
+        if !options.droppable {
+            building.need();
+        }
         let Some(part) = building.take() else { return };
         let len = part.len();
         flow.take_class(options.class);
@@ -458,6 +469,7 @@ impl Outbox {
         self.counts.fences += 1;
         let mut building = Building::default();
         put(building.item(None, kind, total, total), pieces);
+        building.need();
         if let Some(part) = building.take() {
             self.bytes += part.len();
             self.later_bytes += part.len();
@@ -477,6 +489,7 @@ impl Outbox {
         self.counts.fences += 1;
         let mut building = Building::default();
         put(building.item(None, item::FRAME, total, total), pieces);
+        building.need();
         if let Some(part) = building.take() {
             self.bytes += part.len();
             self.leads.push_back(part);
@@ -569,6 +582,16 @@ impl Outbox {
         } else {
             self.counts.given_up += 1;
         }
+    }
+
+    /// Frames are lost for good.
+    pub(super) fn lose(&mut self, frames: u64) {
+        self.counts.lost += frames;
+    }
+
+    /// What the user calls a flow; 0 if it is not known.
+    pub(super) fn key_of(&self, id: u32) -> u64 {
+        self.flows.iter().find(|flow| flow.id == id).map_or(0, |flow| flow.key)
     }
 
     /// What was polled leaves.

@@ -36,6 +36,8 @@ pub trait Sink {
     fn frame_end(&mut self, flow: Option<u32>, cost: u64);
     /// One message of the distribution handshake.
     fn handshake(&mut self, message: &[u8], cost: u64);
+    /// A frame of that sender was lost for good; the channel goes on without it.
+    fn lost(&mut self, _sender: u64) {}
 }
 
 /// Why a channel cannot go on. All of them end the channel; the VM copes with a lost connection, not
@@ -59,6 +61,9 @@ pub enum ReceiveError {
     /// The peer sent more than its credit.
     #[error("peer exceeded its credit")]
     Credit,
+    /// The peer has given up frames that it could not bring over.
+    #[error("frames were lost")]
+    Lost,
     /// The peer has more flows than it may have.
     #[error("peer has too many flows")]
     Flows,
@@ -103,6 +108,9 @@ pub struct Receiver {
     fences: u32,
     behind: BTreeMap<u64, Behind>,
     behind_bytes: usize,
+    /// Frames that are lost for good do not end the channel.
+    bears_loss: bool,
+    lost: u64,
     window: u64,
     /// Offset up to which everything has been consumed; credit is this plus the window.
     consumed: u64,
@@ -129,6 +137,8 @@ impl Receiver {
             fences: 0,
             behind: BTreeMap::new(),
             behind_bytes: 0,
+            bears_loss: false,
+            lost: 0,
             window,
             consumed: 0,
             received: 0,
@@ -140,6 +150,16 @@ impl Receiver {
             duplicates: 0,
             early: 0,
         }
+    }
+
+    /// Frames that are lost for good do not end the channel: the sink is told of them.
+    pub fn bear_loss(&mut self) {
+        self.bears_loss = true;
+    }
+
+    /// Frames that were lost for good.
+    pub fn lost(&self) -> u64 {
+        self.lost
     }
 
     /// The next packet number wanted: all below have arrived.
@@ -369,6 +389,8 @@ impl Receiver {
                     flow = Some((id, sequence));
                     continue;
                 }
+                Item::Lost { .. } if !self.bears_loss => return Err(ReceiveError::Lost),
+                Item::Lost { .. } => self.lost += 1,
                 _ => {}
             }
             if fresh {

@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::CHUNK_LEN;
 use super::build::{PREFIX_LEN, Part};
 use super::flight::{Flight, Instead};
 use super::flows::Progress;
@@ -13,6 +12,7 @@ pub use super::outbox::MAX_WAYS;
 pub use super::outbox::{FlowCounts, FlowFigures};
 use super::outbox::{Outbox, Outgoing};
 use super::window::Window;
+use super::{CHUNK_LEN, Loss};
 use crate::ids::{ChannelIndex, NodeId};
 use crate::sched::fair::Level;
 use crate::wire::data::{Ack, item};
@@ -324,9 +324,10 @@ impl Sender {
                 packet: out.void().into_packet(header, self.fences),
             }
         });
+        let droppable = out.part.droppable && !fence;
         let packet = out.part.into_packet(header, self.fences);
         self.fences = self.fences.wrapping_add(u32::from(fence));
-        self.flight.push(now, number, label, packet.clone(), instead);
+        self.flight.push(now, number, label, (packet.clone(), droppable), instead);
         self.arm(now);
         Some(packet)
     }
@@ -381,6 +382,24 @@ impl Sender {
         }
     }
 
+    /// The first packet that is not acknowledged.
+    pub fn first_unacked(&self) -> Option<u64> {
+        self.flight.first()
+    }
+
+    /// Gives up the packets that were sent so long ago and have not been acknowledged. The other end is told
+    /// what was in them.
+    ///
+    /// # Errors
+    /// One of them has what the other end cannot do without: nothing is given up.
+    pub fn give_up(&mut self, now: Instant, after: Duration) -> Result<(), Loss> {
+        let outbox = &self.outbox;
+        let frames = self.flight.give_up(now, after, |id| outbox.key_of(id));
+        let frames = frames.map_err(|packets| Loss { packets })?;
+        self.outbox.lose(frames);
+        Ok(())
+    }
+
     /// When [`Sender::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.probe
@@ -428,7 +447,8 @@ impl Sender {
     /// A DATA packet outside the numbering: the receiver takes it for a repeated one, and tells how
     /// far it is and what credit there is.
     fn credit_probe(&self) -> Packet {
-        let part = Part { head: vec![0; PREFIX_LEN], body: Bytes::new(), cost: 0 };
+        let head = vec![0; PREFIX_LEN];
+        let part = Part { head, body: Bytes::new(), cost: 0, droppable: true };
         let flags = flags_of(Level::Urgent);
         part.into_packet(RoutedHeader { flags, ..self.header() }, self.fences)
     }

@@ -54,7 +54,7 @@ pub const H3_MAX_LEN: usize = RECORD_HEADER_LEN + MAX_IDENTITY_LEN + TAG_LEN;
 const HELLO_LEN: usize = 8 + CLUSTER_TAG_LEN;
 
 const MAGIC: [u8; 4] = *b"CHT1";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const FLAG_CLEAR: u8 = 0x01;
 
 /// What both ends must have configured alike, besides the cluster key.

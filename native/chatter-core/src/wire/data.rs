@@ -10,8 +10,9 @@
 //!        FLOW       body = | flow:32 | sequence:32 |
 //!        END        body = nothing
 //!        VOID       body = | cost:32 |
+//!        LOST       body = | cost:32 | sender:64 |
 //! ACK    | next:64 | credit:64 | n:8 | n * ( from:64 | to:64 ) |
-//! OPEN   | index:32 | epoch:64 | incarnation:64 | window:64 | name len:8 | name |
+//! OPEN   | index:32 | epoch:64 | incarnation:64 | window:64 | kind:8 | name len:8 | name |
 //! OPENED | index:32 | epoch:64 | incarnation:64 | window:64 | epoch of the OPEN:64 |
 //! RESET, RESET_ACK | index of the sender:32 | index at the receiver:32 | last number:64 | reason:8 |
 //! UNREACHABLE | reason:8 | routed header of the packet that could not be passed on (32 bytes) |
@@ -47,6 +48,8 @@ pub mod item {
     pub const END: u8 = 7;
     /// Stands for a frame that nobody wants any more, and for what it would have cost.
     pub const VOID: u8 = 8;
+    /// Stands for a frame that was lost for good.
+    pub const LOST: u8 = 9;
 }
 
 /// Bytes in front of the items of a DATA packet: how many fences were sent before it.
@@ -103,6 +106,13 @@ pub enum Item<'a> {
         /// What the item has used up of the credit.
         cost: u32,
     },
+    /// A frame was here that did not arrive in time, and does not come any more.
+    Lost {
+        /// What the item has used up of the credit.
+        cost: u32,
+        /// Whose it was, as its sender calls the flow.
+        sender: u64,
+    },
 }
 
 /// Splits the first item off `content`. `Ok(None)` at the end.
@@ -144,6 +154,12 @@ pub fn next_item<'a>(content: &mut &'a [u8]) -> Result<Option<Item<'a>>, WireErr
             let cost = r.u32("cost")?;
             r.finish("void item")?;
             Item::Void { cost }
+        }
+        item::LOST => {
+            let mut r = Reader::new(body);
+            let (cost, sender) = (r.u32("cost")?, r.u64("sender")?);
+            r.finish("lost item")?;
+            Item::Lost { cost, sender }
         }
         _ => return Err(WireError::Invalid("item kind")),
     }))
@@ -204,6 +220,27 @@ impl Ack {
     }
 }
 
+/// What a channel is for. The code points are part of the wire format (docs/wire-format.md).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(u8)]
+pub enum ChannelKind {
+    /// A connection of the Erlang distribution: frames of the VM, in both directions.
+    #[default]
+    Distribution = 0,
+    /// Messages of processes that need no connection, from the end that asked for the channel only.
+    Messages = 1,
+}
+
+impl ChannelKind {
+    fn from_code(code: u8) -> Option<Self> {
+        match code {
+            0 => Some(Self::Distribution),
+            1 => Some(Self::Messages),
+            _ => None,
+        }
+    }
+}
+
 /// Asks for a channel.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Open {
@@ -215,6 +252,8 @@ pub struct Open {
     pub incarnation: Incarnation,
     /// Credit that the asking side grants from the start, in bytes.
     pub window: u64,
+    /// What the channel is for.
+    pub kind: ChannelKind,
     /// Name of the asking node; empty if it has none yet.
     pub name: String,
 }
@@ -230,6 +269,7 @@ impl Open {
         out.extend_from_slice(&self.epoch.to_be_bytes());
         out.extend_from_slice(&self.incarnation.0.to_be_bytes());
         out.extend_from_slice(&self.window.to_be_bytes());
+        out.push(self.kind as u8);
         out.push(u8::try_from(self.name.len()).expect("BUG! node name over 255 bytes"));
         out.extend_from_slice(self.name.as_bytes());
         out
@@ -243,6 +283,8 @@ impl Open {
             epoch: r.u64("epoch")?,
             incarnation: Incarnation(r.u64("incarnation")?),
             window: r.u64("window")?,
+            kind: ChannelKind::from_code(r.u8("channel kind")?)
+                .ok_or(WireError::Invalid("channel kind"))?,
             name: String::from_utf8(r.bytes8("name")?.to_vec())
                 .map_err(|_| WireError::Invalid("name"))?,
         };
@@ -318,6 +360,8 @@ pub enum ResetReason {
     Restarted = 6,
     /// Packets were lost, and did not come again in time (`gap_timeout_ms`).
     Lost = 7,
+    /// Who asked for a channel for messages has no more of them, and all have arrived.
+    Unused = 8,
 }
 
 /// Ends a channel (RESET) or confirms its end (RESET_ACK).
@@ -358,6 +402,7 @@ impl Reset {
             5 => ResetReason::Unreachable,
             6 => ResetReason::Restarted,
             7 => ResetReason::Lost,
+            8 => ResetReason::Unused,
             _ => return Err(WireError::Invalid("reset reason")),
         };
         r.finish("reset")?;

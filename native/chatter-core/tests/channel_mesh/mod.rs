@@ -50,7 +50,7 @@ fn cost(mut items: &[u8]) -> u64 {
             Item::Frame(body) | Item::More(body) | Item::Handshake(body) => 4 + body.len() as u64,
             Item::First { part, .. } => 8 + part.len() as u64,
             Item::End => 4,
-            Item::Void { cost } => u64::from(cost),
+            Item::Void { cost } | Item::Lost { cost, .. } => u64::from(cost),
             Item::Ack { .. } | Item::Flow { .. } => 0,
         };
     }

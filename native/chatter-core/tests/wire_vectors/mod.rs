@@ -11,8 +11,8 @@ use chatter_core::wire::bcast::{
 };
 use chatter_core::wire::cast::{CastAck, Gap};
 use chatter_core::wire::data::{
-    Ack, DropReason, Item, Open, Opened, Reset, ResetReason, Unreachable, fences, item,
-    item_header, next_item,
+    Ack, ChannelKind, DropReason, Item, Open, Opened, Reset, ResetReason, Unreachable, fences,
+    item, item_header, next_item,
 };
 use chatter_core::wire::hello::{ByeReason, HELLO_SYNCED, Hello};
 use chatter_core::wire::identity::Identity;
@@ -63,6 +63,7 @@ pub enum OwnedItem {
     Flow(u32, u32),
     End,
     Void(u32),
+    Lost(u32, u64),
 }
 
 impl OwnedItem {
@@ -80,6 +81,9 @@ impl OwnedItem {
             }
             Self::End => (item::END, vec![]),
             Self::Void(cost) => (item::VOID, cost.to_be_bytes().to_vec()),
+            Self::Lost(cost, sender) => {
+                (item::LOST, [&cost.to_be_bytes()[..], &sender.to_be_bytes()].concat())
+            }
         };
         out.extend_from_slice(&item_header(kind, body.len()));
         out.extend_from_slice(&body);
@@ -99,6 +103,7 @@ pub fn items(mut content: &[u8]) -> Result<Vec<OwnedItem>, WireError> {
             Item::Flow { flow, sequence } => OwnedItem::Flow(flow, sequence),
             Item::End => OwnedItem::End,
             Item::Void { cost } => OwnedItem::Void(cost),
+            Item::Lost { cost, sender } => OwnedItem::Lost(cost, sender),
         });
     }
     Ok(items)
@@ -428,6 +433,19 @@ fn data_vectors() -> Vec<Vector> {
             ),
         },
         Vector {
+            name: "data-lost",
+            hex: "000044 10 08 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 0000000000000006
+                00000001
+                06 000008 00000001 00000000
+                09 00000c 00000007 0000005800000003
+                07 000000",
+            value: Value::Data(
+                RoutedHeader { flags: FLAG_URGENT, ..labelled(0, 6) },
+                Some(1),
+                vec![OwnedItem::Flow(1, 0), OwnedItem::Lost(7, 0x58_0000_0003), OwnedItem::End],
+            ),
+        },
+        Vector {
             name: "data-probe",
             hex: "000024 10 08 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 bbbb0002 0000000000000000
                 00000001",
@@ -444,23 +462,28 @@ fn channel_vectors() -> Vec<Vector> {
         window: WINDOW,
         open_epoch: 0xea01_0203_0405_0607,
     };
+    let open = |kind| Open {
+        index: A_INDEX,
+        epoch: opened.open_epoch,
+        incarnation: A_LIFE,
+        window: WINDOW,
+        kind,
+        name: "a@host".to_owned(),
+    };
     let reset =
         Reset { from_index: A_INDEX, to_index: B_INDEX, last: 6, reason: ResetReason::Closed };
     vec![
         Vector {
             name: "open",
-            hex: "000043 12 00 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 00000000 0000000000000000
-                aaaa0001 ea01020304050607 00062b3c4d5e6f70 0000000000800000 06 6140686f7374",
-            value: Value::Open(
-                to_b(ChannelIndex::UNKNOWN, 0),
-                Open {
-                    index: A_INDEX,
-                    epoch: opened.open_epoch,
-                    incarnation: A_LIFE,
-                    window: WINDOW,
-                    name: "a@host".to_owned(),
-                },
-            ),
+            hex: "000044 12 00 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 00000000 0000000000000000
+                aaaa0001 ea01020304050607 00062b3c4d5e6f70 0000000000800000 00 06 6140686f7374",
+            value: Value::Open(to_b(ChannelIndex::UNKNOWN, 0), open(ChannelKind::Distribution)),
+        },
+        Vector {
+            name: "open-messages",
+            hex: "000044 12 00 20 0000 b1b2b3b4b5b6b7b8 a1a2a3a4a5a6a7a8 00000000 0000000000000000
+                aaaa0001 ea01020304050607 00062b3c4d5e6f70 0000000000800000 01 06 6140686f7374",
+            value: Value::Open(to_b(ChannelIndex::UNKNOWN, 0), open(ChannelKind::Messages)),
         },
         Vector {
             name: "opened",

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use chatter_core::channel::life::State;
-use chatter_core::channel::receive::Piggyback;
+use chatter_core::channel::receive::{Piggyback, ReceiveError};
 use chatter_core::channel::send::Sender;
 use chatter_core::wire::data::{Ack, Opened, Reset, ResetReason};
 use chatter_core::wire::routed::RoutedHeader;
@@ -28,7 +28,8 @@ impl Channel {
             if let Err(error) = rx.half.handle_data(header, content, rx.sink.as_mut(), acks) {
                 drop(guard);
                 tracing::error!(peer = %self.peer_name, %error, "channel reset");
-                return self.fail(ResetReason::Protocol);
+                let lost = error == ReceiveError::Lost;
+                return self.fail(if lost { ResetReason::Lost } else { ResetReason::Protocol });
             }
             rx.half.poll_ack()
         };
@@ -139,8 +140,10 @@ impl Channel {
             let mut tx = self.tx.lock();
             let several = tx.on.len() > 1;
             let links = several.then(|| self.announce(&node, &mut tx, Instant::now()));
-            let resume = tx.half.sender_mut().map(Sender::take_resume).unwrap_or_default();
-            (self.user_may_go_on(&node, &mut tx), resume, links.unwrap_or_default())
+            let mut resume = tx.half.sender_mut().map(Sender::take_resume).unwrap_or_default();
+            let resumed = resume.extract_if(.., |flow| tx.held.remove(flow)).count() > 0;
+            let writable = self.user_may_go_on(&node, &mut tx) || resumed;
+            (writable, resume, links.unwrap_or_default())
         };
         links.flush();
         if !resume.is_empty() {

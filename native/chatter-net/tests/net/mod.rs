@@ -10,14 +10,14 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use chatter_core::channel::CHUNK_LEN;
 use chatter_core::channel::options::SendOptions;
 use chatter_core::channel::receive::Sink;
+use chatter_core::channel::{CHUNK_LEN, OnLoss};
 use chatter_core::control::{ControlConfig, ControlEvent, LinkInfo, LinkState};
 use chatter_core::crypto::ClusterKey;
 use chatter_core::dialer::NeighbourId;
 use chatter_core::dialer::NeighbourSpec;
-use chatter_core::wire::data::ResetReason;
+use chatter_core::wire::data::{ChannelKind, ResetReason};
 use chatter_net::channel::{Channel, SendStatus};
 use chatter_net::config::{ListenPort, NetConfig};
 use chatter_net::host::{ChannelHost, ChannelSink, Host};
@@ -64,6 +64,7 @@ pub fn config(name: &str) -> NetConfig {
         retransmit_memory: 256 << 20,
         setup_retry: Duration::from_millis(250),
         gap_timeout: Duration::from_secs(10),
+        on_loss: OnLoss::End,
         busy_poll: Duration::ZERO,
         max_frame: 64 << 20,
         max_channels: 100,
@@ -249,7 +250,8 @@ impl Peer {
     pub fn open(&self, other: &Self) -> (Arc<Channel>, Arc<Channel>) {
         until("a route both ways", || self.reaches(other) && other.reaches(self));
         let before = other.host.accepted.lock().len();
-        let here = self.node.open_channel(other.node.me.id).expect("a channel");
+        let here =
+            self.node.open_channel(other.node.me.id, ChannelKind::Distribution).expect("a channel");
         self.node.begin_open(&here);
         until("the channel is open", || user(&here).opened.load(Ordering::SeqCst));
         until("it is accepted", || other.host.accepted.lock().len() > before);
