@@ -340,7 +340,8 @@ slow_receiver(_Config) ->
 %% unreliable, nothing left behind by the senders, others with room of their own until the channel
 %% has none, and traffic to another node to go on.
 receiver_never_reads_channel(_Config) ->
-    A = start(a, #{links => static, chatter => [{message_wait_ms, 500}]}),
+    Keys = [{message_wait_ms, 500}, {channel_queue, 2 bsl 20}],
+    A = start(a, #{links => static, chatter => Keys}),
     #{node := NodeB} = B = start(b, #{links => static, neighbours => [A]}),
     #{node := NodeC} = C = start(c, #{links => static, neighbours => [A]}),
     chatter_cluster:await_routes([A, B, C], ?TIMEOUT_MS),
@@ -363,10 +364,15 @@ receiver_never_reads_channel(_Config) ->
           end),
     await_collected(C, other, [through]),
     %% One process over its quota is not the end of the channel; many are.
-    {One, _} = on(A, fun() -> fill({nobody, NodeB}, 0) end),
-    ?assert(One >= 1),
-    wait_until(fun() -> {Sent, _} = on(A, fun() -> fill({nobody, NodeB}, 0) end), Sent =:= 0 end,
-               60000),
+    Taken = on(A, fun() ->
+                          {One, _} = fill({nobody, NodeB}, 0),
+                          true = One >= 1,
+                          Fill = fun() -> exit(fill({nobody, NodeB}, 0)) end,
+                          Refs = [element(2, spawn_monitor(Fill)) || _ <- lists:seq(1, 300)],
+                          [receive {'DOWN', Ref, _, _, {Sent, _}} -> Sent end || Ref <- Refs]
+                  end),
+    ct:pal("taken of each sender: ~w", [Taken]),
+    ?assert(lists:member(0, Taken)),
     [#{unacked_bytes := Unacked, waiting_bytes := Waiting}] =
         [Ch || #{opened_here := true} = Ch
                    <- maps:get(channels, on(A, fun() -> chatter:info(NodeB) end))],
@@ -651,7 +657,11 @@ losses_are_told(_Config) ->
                   Pid = spawn(fun() ->
                                       ok = chatter:subscribe(chatter_lost, 2),
                                       Self ! subscribed,
-                                      [receive M -> losses ! M end || _ <- [1, 2, 3]],
+                                      [receive
+                                           M when element(1, M) =:= chatter_lost;
+                                                  element(1, M) =:= chatter_broadcast_passive ->
+                                               losses ! M
+                                       end || _ <- [1, 2, 3]],
                                       receive stop -> ok end
                               end),
                   receive subscribed -> ok end,
