@@ -93,6 +93,7 @@ good() ->
     [
         {flows, [{all, all}, {1, 1}]},
         {flow_backpressure, [{suspend, suspend}, {channel, channel}]},
+        {on_loss, [{nodedown, nodedown}, {notify, notify}]},
         {my_addr, [
             {any, any}, {"any", any}, {<<"any">>, any},
             {"10.0.0.1", {10, 0, 0, 1}}, {<<"10.0.0.1">>, {10, 0, 0, 1}},
@@ -198,6 +199,7 @@ bad() ->
     [
         {flows, [0, 2, none, "all"]},
         {flow_backpressure, [none, "suspend", 1]},
+        {on_loss, [none, "notify", 1]},
         {my_addr, [
             "", auto, "10.0.0", "10.0.0.256", {10, 0, 0}, {10, 0, 0, 256}, "host.example",
             "fe80::1%eth0", "[::1]", "10.0.0.1:29999", 10, ["10.0.0.1"]
@@ -384,8 +386,7 @@ secrets_stay_secret(_) ->
             {[{key, S}, {my_port, x}], #{}},
             {[{keye, S}], #{}},
             {[{cookie, S}], #{}},
-            {[{S, S}], #{}},
-            {[{on_loss, S}], #{}}
+            {[{S, S}], #{}}
         ]
     ].
 
