@@ -22,7 +22,7 @@ setup:                                ## install what is missing for everything 
 setup-build:
 	@.ci/setup build
 
-demo: setup build                     ## five nodes in a line, at work (under two minutes)
+demo: setup build                     ## nodes in a line at work, and others that find each other
 	@examples/demo/run
 
 test: setup test-rust test-erlang     ## all tests of Rust and Erlang
@@ -66,11 +66,16 @@ compile-rest:
 	@mkdir -p _build/rest
 	@erlc -Werror -pa $(EBIN) -o _build/rest \
 	    $(filter-out erlang/%,$(ERLANG_SOURCES))
-	@PYTHONPYCACHEPREFIX=_build/rest python3 -m py_compile bench/compare.py \
+	@PYTHONPYCACHEPREFIX=_build/rest python3 -m py_compile bench/compare.py bench/broadcast.py \
 	    test/wire/chatter_wire.py
 
 bench: setup build                    ## the figures against stock, as a table with the bar
 	@python3 bench/compare.py --all $(BENCH)
+
+# make bench-broadcast BENCH="--rounds 5 --count 1000000"
+.PHONY: bench-broadcast
+bench-broadcast: setup build          ## broadcasts of small messages against one send for each node
+	@python3 bench/broadcast.py $(BENCH)
 
 bench-spf: setup                      ## how long shortest paths take
 	@cargo bench --locked -p chatter-core --bench spf -- --quiet

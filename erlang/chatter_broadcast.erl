@@ -199,10 +199,13 @@ encode(Msg) ->
 %% @doc The message again. Fails if the bytes are none of that type.
 -spec decode(binary(), binary()) -> tuple().
 decode(Type, Bytes) ->
+    decode(Type, Bytes, handler(Type)).
+
+decode(Type, Bytes, Handler) ->
     {N, Rest} = varint_of(Bytes),
     true = N =< ?MAX_NETIDS,
     {Map, Body} = net_ids_of(N, 0, Rest, #{}),
-    Msg = case handler(Type) of
+    Msg = case Handler of
               #{decode_with := Decode} -> element(1, Decode(Body, Map));
               _ -> binary_to_term(Body, [safe])
           end,
@@ -274,8 +277,7 @@ handle_call({unsubscribe, Type, Pid}, _From, State) ->
 -spec handle_cast(term(), map()) -> {noreply, map()}.
 handle_cast({tell, Msg}, State) ->
     Type = atom_to_binary(element(1, Msg)),
-    [give(Pid, Type, Atom, Credit, Msg)
-     || [Pid, Atom, Credit] <- ets:match(?TABLE, {{subscriber, Type, '$1'}, '$2', '$3'})],
+    ok = keep(Type, [give(Subscriber, Msg) || Subscriber <- subscribers(Type)]),
     {noreply, State};
 handle_cast(own, State) ->
     %% The native node was started, or started again.
@@ -294,7 +296,7 @@ handle_info({chatter_broadcasts}, State) ->
                        self() ! {chatter_broadcasts},
                        Some
                end,
-    lists:foreach(fun deliver/1, Messages),
+    ok = deliver_all(Messages),
     {noreply, State};
 handle_info({'DOWN', _, process, Pid, _}, State) ->
     true = ets:match_delete(?TABLE, {{subscriber, '_', Pid}, '_', '_'}),
@@ -316,35 +318,53 @@ tell_handled() ->
     Handlers = ets:match(?TABLE, {{handler, '$1'}, '$2'}),
     chatter_nif:broadcast_handled([Type || [Type, #{dispatch := _}] <- Handlers]).
 
-%% ===== one message =====
+%% ===== messages =====
 
-deliver({Origin, Type, Bytes, Ticket}) ->
-    Subscribers = ets:match(?TABLE, {{subscriber, Type, '$1'}, '$2', '$3'}),
+%% Those of one type that follow each other share what is looked up for the type. Nobody subscribes
+%% or adds a handler meanwhile: that is done by this process.
+deliver_all([]) ->
+    ok;
+deliver_all([{_, Type, _, _} | _] = Messages) ->
+    {Same, Rest} = lists:splitwith(fun({_, Other, _, _}) -> Other =:= Type end, Messages),
     Handler = handler(Type),
-    case {Subscribers, Handler} of
-        {[], none} ->
-            count(unknown),
-            done(Ticket, unchanged);
-        _ ->
-            try decode(Type, Bytes) of
-                Msg ->
-                    done(Ticket, dispatch(Handler, Type, Msg)),
-                    From = node_of(Origin),
-                    lists:foreach(fun([Pid, Atom, Credit]) ->
-                                          give(Pid, Type, Atom, Credit,
-                                               {chatter_broadcast, From, Msg})
-                                  end, Subscribers)
-            catch
-                _:_ ->
-                    count(undecodable),
-                    done(Ticket, unchanged)
-            end
+    case subscribers(Type) of
+        [] when Handler =:= none ->
+            ok = count(unknown, length(Same)),
+            lists:foreach(fun({_, _, _, Ticket}) -> done(Ticket, unchanged) end, Same);
+        Before ->
+            {After, _} = lists:foldl(fun(Message, Acc) -> deliver(Message, Handler, Acc) end,
+                                     {Before, {none, none}}, Same),
+            ok = keep(Type, After)
+    end,
+    deliver_all(Rest).
+
+%% With the credit that each has.
+subscribers(Type) ->
+    ets:match(?TABLE, {{subscriber, Type, '$1'}, '$2', '$3'}).
+
+keep(Type, Subscribers) ->
+    [true = ets:update_element(?TABLE, {subscriber, Type, Pid}, {3, Credit})
+     || [Pid, _, Credit] <- Subscribers],
+    ok.
+
+deliver({Origin, Type, Bytes, Ticket}, Handler, {Subscribers, Node}) ->
+    try decode(Type, Bytes, Handler) of
+        Msg ->
+            done(Ticket, dispatch(Handler, Type, Msg)),
+            {_, From} = Known = node_of(Origin, Node),
+            Told = {chatter_broadcast, From, Msg},
+            {[give(Subscriber, Told) || Subscriber <- Subscribers], Known}
+    catch
+        _:_ ->
+            ok = count(undecodable, 1),
+            done(Ticket, unchanged),
+            {Subscribers, Node}
     end.
 
 done(none, _) -> ok;
 done({Ticket, Seq}, unchanged) -> chatter_nif:broadcast_dispatched(Ticket, Seq, unchanged);
 done({Ticket, Seq}, {changed, Msg}) ->
-    Body = try encode(Msg) catch _:_ -> count(handler_crashes), unchanged end,
+    Body = try encode(Msg) catch _:_ -> ok = count(handler_crashes, 1), unchanged end,
     chatter_nif:broadcast_dispatched(Ticket, Seq, Body).
 
 dispatch(#{dispatch := Dispatch}, Type, Msg) ->
@@ -358,7 +378,7 @@ dispatch(#{dispatch := Dispatch}, Type, Msg) ->
         _ -> unchanged
     catch
         Class:Reason:Stack ->
-            count(handler_crashes),
+            ok = count(handler_crashes, 1),
             logger:error("chatter: the handler of broadcasts of type ~ts failed: ~p",
                          [Type, {Class, Reason, Stack}]),
             unchanged
@@ -366,23 +386,24 @@ dispatch(#{dispatch := Dispatch}, Type, Msg) ->
 dispatch(_, _, _) ->
     unchanged.
 
-give(_Pid, _Type, _Atom, 0, _Msg) ->
-    count(subscriber_drops);
-give(Pid, Type, Atom, Credit, Msg) ->
+%% The subscription as it is then.
+give([_, _, 0] = Subscriber, _Msg) ->
+    ok = count(subscriber_drops, 1),
+    Subscriber;
+give([Pid, Atom, Credit], Msg) ->
     Pid ! Msg,
-    true = ets:update_element(?TABLE, {subscriber, Type, Pid}, {3, Credit - 1}),
-    case Credit of
-        1 -> Pid ! {chatter_broadcast_passive, Atom}, ok;
-        _ -> ok
-    end.
+    _ = [Pid ! {chatter_broadcast_passive, Atom} || Credit =:= 1],
+    [Pid, Atom, Credit - 1].
 
-%% A node without a name is shown by its id.
-node_of(Origin) ->
+%% With the origin of the message before, and what it is called. A node without a name is shown by
+%% its id.
+node_of(Origin, {Origin, _} = Known) -> Known;
+node_of(Origin, _) ->
     case binary:match(Origin, <<"@">>) of
-        nomatch -> Origin;
-        _ -> binary_to_atom(Origin)
+        nomatch -> {Origin, Origin};
+        _ -> {Origin, binary_to_atom(Origin)}
     end.
 
-count(Key) ->
-    _ = ets:update_counter(?TABLE, {count, Key}, 1, {{count, Key}, 0}),
+count(Key, N) ->
+    _ = ets:update_counter(?TABLE, {count, Key}, N, {{count, Key}, 0}),
     ok.

@@ -15,8 +15,8 @@
 
 suite() -> [{timetrap, {minutes, 3}}].
 
-all() -> [one_datagram, a_fifth_lost, blocked, one_way, some_only, switched_off_meanwhile,
-          killed_in_the_middle].
+all() -> [one_datagram, three_subnets, a_fifth_lost, blocked, one_way, some_only,
+          switched_off_meanwhile, killed_in_the_middle].
 
 init_per_suite(Config) ->
     case chatter_lab:available() of
@@ -54,14 +54,48 @@ one_datagram(_Config) ->
     Came = lists:sum([maps:get(cast_messages, figures(P)) || P <- Others]),
     ?assert(Came >= 300).
 
-%% Given a fifth of what is sent to groups lost, on each way by itself, expect all of 2,000 messages
-%% once and in order, and repairs.
+%% Given twelve nodes on three subnets, of which one node each has links to the others, expect one
+%% datagram on each subnet for a broadcast to all, one packet between subnets, one over a link in
+%% each subnet, and nothing by anybody else.
+three_subnets(_Config) ->
+    Subnet = fun(I) -> (I - 1) div 4 end,
+    Apart = [{A, B} || {A, B} <- pairs(12), Subnet(A) =/= Subnet(B)],
+    LinkedTo = fun(1) -> [];
+                  (I) when I rem 4 =:= 1 -> [1];
+                  (I) -> [Subnet(I) * 4 + 1]
+               end,
+    {_, [A | Others] = Peers} = network(12, LinkedTo, 3, fun(Lab) -> shape(Lab, Apart, 100) end),
+    Before = [figures(P) || P <- Peers],
+    in_turn(A, Others, 50),
+    After = [figures(P) || P <- Peers],
+    Grown = fun(Key) -> [grown(Key, F, G) || {F, G} <- lists:zip(Before, After)] end,
+    ct:log("50 broadcasts to all, by node, 1 to 12:~ndatagrams          ~w~n"
+           "packets over links ~w~nleft to links      ~w~nduplicates         ~w",
+           [Grown(Key) || Key <- [casts, tree_packets, left_to_links, duplicates]]),
+    ?assertEqual([50, 0, 0, 0, 50, 0, 0, 0, 50, 0, 0, 0], Grown(casts)),
+    [One, 0, 0, 0, Five, 0, 0, 0, Nine, 0, 0, 0] = Grown(tree_packets),
+    %% 3, 1 and 1 for each; more only where an acknowledgement came late.
+    Late = lists:sum(Grown(left_to_links)),
+    ?assert(One >= 150 andalso Five >= 50 andalso Nine >= 50),
+    ?assert(One + Five + Nine =< 250 + Late),
+    ?assert(Late =< 30).
+
+%% Given a fifth of what is sent to groups lost, on each way by itself, expect all messages once and
+%% in order, soon, and repairs. CHATTER_MESSAGES and CHATTER_RECEIVERS make more of it, and hold it
+%% to the bar; without them the machine may be busy with other tests.
+a_fifth_lost() -> [{timetrap, {minutes, 3 + messages() div 50000}}].
+
 a_fifth_lost(_Config) ->
-    {Lab, [A | Others]} = network(5),
-    shape(Lab, pairs(5), 20),
-    burst(A, Others, 2000),
+    Count = 1 + number("CHATTER_RECEIVERS", 4),
+    {Lab, [A | Others]} = network(Count),
+    shape(Lab, pairs(Count), 20),
+    burst(A, Others, messages()),
     Figures = figures(A),
-    ct:log("~p~n~p", [Figures, [figures(P) || P <- Others]]),
+    Delays = [delays(P) || P <- Others],
+    ct:log("~p~n~p~ndelays in ms, p50, p99, all, at each receiver: ~p",
+           [Figures, [figures(P) || P <- Others], Delays]),
+    Most = case os:getenv("CHATTER_MESSAGES") of false -> 1000; _ -> 100 end,
+    [?assert(P99 =< Most) || {_, P99, _} <- Delays],
     ?assertMatch(#{lost := 0}, Figures),
     ?assert(maps:get(repairs, Figures) + maps:get(left_to_links, Figures) > 0),
     ?assert(lists:sum([maps:get(naks_out, figures(P)) || P <- Others]) > 0).
@@ -129,23 +163,29 @@ killed_in_the_middle(_Config) ->
 %% So many nodes on one segment that know that they hear each other, linked each with each, so that
 %% nobody is cut off when one is killed. Groups are kept out of it.
 network(Count) ->
-    Lab = chatter_lab:open(#{nodes => Count, network => switch, seed => 7}),
-    _ = put(lab, Lab),
-    Peers = [begin
-                 Before = [chatter_lab:node_name(J) || J <- lists:seq(1, I - 1)],
-                 chatter_lab:start(Lab, I, #{chatter => [{multicast, true}], links => static,
-                                             neighbours => [#{node => N} || N <- Before]})
-             end || I <- lists:seq(1, Count)],
+    Result = {_, Peers} =
+        network(Count, fun(I) -> lists:seq(1, I - 1) end, Count - 1, fun(_) -> ok end),
     wait_until(fun() ->
                        Links = [length(on(P, fun() -> chatter:neighbours() end)) || P <- Peers],
                        lists:usort(Links) =:= [Count - 1] orelse Links
                end, ?TIMEOUT_MS),
+    Result.
+
+%% With links of each to those named, which have lower numbers; each hears so many.
+network(Count, LinkedTo, Hears, Prepare) ->
+    Lab = chatter_lab:open(#{nodes => Count, network => switch, seed => 7}),
+    _ = put(lab, Lab),
+    ok = Prepare(Lab),
+    Peers = [chatter_lab:start(Lab, I, #{chatter => [{multicast, true}], links => static,
+                                         neighbours => [#{node => chatter_lab:node_name(J)}
+                                                        || J <- LinkedTo(I)]})
+             || I <- lists:seq(1, Count)],
     chatter_cluster:await_routes(Peers, ?TIMEOUT_MS),
     [ok = on(P, fun() -> supervisor:terminate_child(chatter_dist_sup, chatter_group_srv) end)
      || P <- Peers],
     wait_until(fun() ->
                        Proofs = [maps:get(proofs, figures(P)) || P <- Peers],
-                       lists:usort(Proofs) =:= [Count - 1] orelse Proofs
+                       lists:usort(Proofs) =:= [Hears] orelse Proofs
                end, ?TIMEOUT_MS),
     wait_until(fun() -> lists:sum([maps:get(own_bytes, figures(P)) || P <- Peers]) =:= 0 end,
                ?TIMEOUT_MS),
@@ -180,12 +220,12 @@ empty() ->
 %% As fast as they are taken, in small lots.
 burst(A, Others, Count) ->
     {_, Type} = Seen = collect(Others),
-    on(A, fun() ->
-                  [begin
-                       ok = chatter:broadcast(all, {Type, N}),
-                       N rem 10 =:= 0 andalso receive after 2 -> ok end
-                   end || N <- lists:seq(1, Count)]
-          end),
+    Send = fun(N) ->
+                   ok = chatter:broadcast(all, {Type, N, os:system_time(microsecond)}),
+                   N rem 10 =:= 0 andalso receive after 1 -> ok end
+           end,
+    _ = chatter_work:on(A, fun() -> lists:foreach(Send, lists:seq(1, Count)) end,
+                        60000 + Count),
     await(Seen, A, Count).
 
 %% A process that sends so many, with a pause after each.
@@ -213,18 +253,41 @@ collect(Peers) ->
                                        ok = chatter:subscribe(Type, 1000000),
                                        true = register(collector, self()),
                                        Self ! {ready, self()},
-                                       collecting(1, [])
+                                       collecting(1, [], #{})
                                end),
                    receive {ready, Pid} -> ok end
            end) || P <- Peers],
     {Peers, Type}.
 
-collecting(Next, Wrong) ->
+%% With how many were how many milliseconds late.
+collecting(Next, Wrong, Late) ->
     receive
-        {chatter_broadcast, _, {_, Next}} -> collecting(Next + 1, Wrong);
-        {chatter_broadcast, From, {_, N}} -> collecting(Next, [{From, N, Next} | Wrong]);
-        {seen, To} -> To ! {seen, {Next - 1, Wrong}}, collecting(Next, Wrong)
+        {chatter_broadcast, _, {_, Next}} -> collecting(Next + 1, Wrong, Late);
+        {chatter_broadcast, _, {_, Next, Sent}} ->
+            Ms = (os:system_time(microsecond) - Sent) div 1000,
+            collecting(Next + 1, Wrong, maps:update_with(Ms, fun(N) -> N + 1 end, 1, Late));
+        {chatter_broadcast, From, Msg} ->
+            collecting(Next, [{From, Msg, Next} | lists:sublist(Wrong, 9)], Late);
+        {seen, To} -> To ! {seen, {Next - 1, Wrong}}, collecting(Next, Wrong, Late);
+        {late, To} -> To ! {late, Late}, collecting(Next, Wrong, Late)
     end.
+
+%% The 50th and the 99th percentile, and the number of all.
+delays(Peer) ->
+    Late = on(Peer, fun() ->
+                            collector ! {late, self()},
+                            receive {late, Late} -> Late end
+                    end),
+    All = lists:sum(maps:values(Late)),
+    Sorted = lists:sort(maps:to_list(Late)),
+    {percentile(Sorted, All * 50 div 100), percentile(Sorted, All * 99 div 100), All}.
+
+percentile([{Ms, N} | _], Left) when Left =< N -> Ms;
+percentile([{_, N} | Rest], Left) -> percentile(Rest, Left - N).
+
+messages() -> number("CHATTER_MESSAGES", 2000).
+
+number(Variable, Default) -> list_to_integer(os:getenv(Variable, integer_to_list(Default))).
 
 %% All have got the numbers up to Count, once each and in order.
 await({Peers, _}, _, Count) ->

@@ -6,6 +6,7 @@
 -module(chatter_demo).
 
 -export([main/0]).
+-export([head/1, step/2, failures/1]).
 
 -define(NODES, 5).
 -define(TIMEOUT_MS, 60000).
@@ -16,7 +17,7 @@
 -spec main() -> no_return().
 main() ->
     ok = io:setopts([{encoding, unicode}]),
-    Failed = try run() after chatter_cluster:stop_all() end,
+    Failed = try run() + chatter_demo_found:run() after chatter_cluster:stop_all() end,
     case Failed of
         0 -> say("~nAll of it worked over ~b links.~n", [?NODES - 1]), halt(0);
         _ -> say("~n~b steps failed.~n", [Failed]), halt(1)
@@ -260,11 +261,14 @@ lines(File) ->
 
 %%% Output
 
+-spec failures([term()]) -> non_neg_integer().
 failures(Results) -> length([failed || failed <- Results]).
 
+-spec head(iodata()) -> ok.
 head(Text) -> say("~n--- ~ts~n", [Text]).
 
 %% Says what it does before it does it, and then how it went.
+-spec step(string(), fun(() -> tuple())) -> ok | failed | {ok, term()}.
 step(Title, Fun) ->
     say("    ~-24ts", [Title]),
     try Fun() of

@@ -90,23 +90,35 @@ fn nothing(env: Env) -> Term {
 fn fetch<'a>(env: Env<'a>, node: &Node, bytes: usize) -> Term<'a> {
     let (taken, more) = node.take_broadcasts(bytes, FETCH_COUNT);
     let table = node.table();
-    let message = |delivery: &Delivery| {
-        let origin = if delivery.origin == node.me.id {
-            bin(env, &node.me.name)
-        } else {
-            match table.route(delivery.origin).filter(|route| !route.name.is_empty()) {
-                Some(route) => bin(env, &route.name),
-                None => bin(env, &delivery.origin.to_string()),
-            }
+    let origin_of = |delivery: &Delivery| {
+        if delivery.origin == node.me.id {
+            return bin(env, &node.me.name);
+        }
+        match table.route(delivery.origin).filter(|route| !route.name.is_empty()) {
+            Some(route) => bin(env, &route.name),
+            None => bin(env, &delivery.origin.to_string()),
+        }
+    };
+    // Mostly many follow each other that are of one origin and type: they share the terms.
+    let mut before: Option<(&Delivery, Term, Term)> = None;
+    let mut messages: Vec<Term> = Vec::with_capacity(taken.len());
+    for delivery in &taken {
+        let origin = match before {
+            Some((known, origin, _)) if known.origin == delivery.origin => origin,
+            _ => origin_of(delivery),
         };
+        let kind = match before {
+            Some((known, _, kind)) if known.kind == delivery.kind => kind,
+            _ => bin(env, &delivery.kind),
+        };
+        before = Some((delivery, origin, kind));
         let ticket = match delivery.ticket {
             Some(ticket) => (ticket, delivery.seq).encode(env),
             None => atoms::none().encode(env),
         };
         let body: Term = rustler::NewBinary::from_slice(env, &delivery.body).into();
-        (origin, bin(env, &delivery.kind), body, ticket).encode(env)
-    };
-    let messages: Vec<Term> = taken.iter().map(message).collect();
+        messages.push((origin, kind, body, ticket).encode(env));
+    }
     (messages, if more { atoms::more() } else { atoms::idle() }).encode(env)
 }
 

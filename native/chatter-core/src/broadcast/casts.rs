@@ -61,6 +61,8 @@ struct Sent {
     custody: u64,
     first: u64,
     waiting: BTreeMap<NodeId, Waiting>,
+    /// The first time, and the last.
+    began: Instant,
     sent: Instant,
     due: Instant,
     repairs: u8,
@@ -174,6 +176,7 @@ impl Casts {
             custody: id,
             first: batch.first,
             waiting: chosen.into_iter().map(waiting).collect(),
+            began: now,
             sent: now,
             due,
             repairs: 0,
@@ -290,7 +293,9 @@ impl Casts {
         }
         stats.repairs += 1;
         self.out.push_back(Datagram { kind: kind::CAST, body, cast: Some(key) });
-        let due = now + self.timeout(missing.iter().map(|target| target.id));
+        // However often it is sent again, links are not far behind.
+        let timeout = self.timeout(missing.iter().map(|target| target.id));
+        let due = (now + timeout).min(sent.began + timeout * 2);
         if let Some(sent) = self.sent.get_mut(&key) {
             self.due.remove(&(sent.due, key));
             self.due.insert((due, key));

@@ -14,7 +14,7 @@ const MISSES: u8 = 3;
 /// How long an acknowledgement may take before the first one, at least and at most.
 const FIRST_TIMEOUT: Duration = Duration::from_millis(100);
 const MIN_TIMEOUT: Duration = Duration::from_millis(25);
-const MAX_TIMEOUT: Duration = Duration::from_millis(500);
+const MAX_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// See the [module](self).
 pub(super) struct Hearer {
@@ -61,18 +61,21 @@ impl Hearer {
     /// A datagram has arrived there, `after` so long if that can be told.
     pub fn arrived(&mut self, after: Option<Duration>) {
         self.misses = 0;
-        let Some(after) = after else { return };
-        let (srtt, var) = match self.srtt {
-            None => (after, after / 2),
-            Some((srtt, var)) => ((srtt * 7 + after) / 8, (var * 3 + srtt.abs_diff(after)) / 4),
+        self.srtt = match (self.srtt, after) {
+            (known, None) => known,
+            (None, Some(after)) => Some((after, after / 2)),
+            (Some((srtt, var)), Some(after)) => {
+                Some(((srtt * 7 + after) / 8, (var * 3 + srtt.abs_diff(after)) / 4))
+            }
         };
-        self.srtt = Some((srtt, var));
-        self.timeout = (srtt + var * 4).clamp(MIN_TIMEOUT, MAX_TIMEOUT);
+        if let Some((srtt, var)) = self.srtt {
+            self.timeout = (srtt + var * 4).clamp(MIN_TIMEOUT, MAX_TIMEOUT);
+        }
     }
 
     /// A datagram was not acknowledged in time. Whether the node has just ceased to count.
     pub fn missed(&mut self, now: Instant) -> bool {
-        self.timeout = (self.timeout * 2).min(MAX_TIMEOUT);
+        self.timeout = (self.timeout * 3 / 2).min(MAX_TIMEOUT);
         self.misses = self.misses.saturating_add(1);
         if self.misses < MISSES || self.proven.take().is_none() {
             return false;
