@@ -195,7 +195,8 @@ always_a_route(_Config) ->
 planted_in_a_run(Config) ->
     Result = chatter_nemesis:run(scenario("planted"), #{log => log(Config)}),
     ct:pal("~p", [Result]),
-    ?assertMatch(#{verdict := #{lost := 0, repeated := 0, reordered := 0, unopened := 0}}, Result),
+    %% What is under way when a node disconnects another is lost, as over stock.
+    ?assertMatch(#{verdict := #{repeated := 0, reordered := 0, unopened := 0}}, Result),
     #{verdict := #{nodedown := Downs, broken := Broken}, problems := Problems} = Result,
     ?assertEqual([], Problems),
     ?assert(Downs >= 2),
