@@ -20,6 +20,7 @@ mod flight;
 mod flows;
 mod inflows;
 mod outbox;
+mod way;
 mod window;
 
 pub mod budget;

@@ -7,7 +7,7 @@
 //! stays on one of them.
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -15,8 +15,9 @@ use super::CHUNK_LEN;
 use super::build::{Building, Part, chunks};
 use super::flows::{Flows, Progress};
 use super::options::{Class, SendOptions};
+use super::way::{Outgoing, Place, Way};
 use crate::flow::FlowKey;
-use crate::sched::fair::{LEVELS, Level, Levels, SPARSE_BYTES};
+use crate::sched::fair::{LEVELS, Level, SPARSE_BYTES};
 use crate::wire::data::item;
 
 /// Senders are held back only while all flows together have so many quotas queued: a backlog of one flow
@@ -28,56 +29,6 @@ const WHOLE_QUOTAS: usize = 64;
 
 /// Equally short ways that are used at once, at most.
 pub const MAX_WAYS: usize = 4;
-
-/// A packet on its way out.
-pub(super) struct Outgoing {
-    pub(super) part: Part,
-    pub(super) level: Level,
-    /// Of its flow; 0 if it is of several.
-    pub(super) label: u16,
-    pub(super) fence: bool,
-    /// How long it is wanted; and whether it is sent again when it is lost.
-    pub(super) deadline: Option<Duration>,
-    pub(super) reliable: bool,
-    /// The flow and the sequence number of its only item, if it may be given up.
-    pub(super) alone: Option<(u32, u32)>,
-    /// When it was handed in.
-    pub(super) since: Option<Instant>,
-    /// Where it was queued.
-    place: Place,
-}
-
-#[derive(Clone, Copy)]
-enum Place {
-    /// In the queue of the flow of this slot.
-    Own(u32),
-    /// Among the urgent ones, as the one of this serial number.
-    Urgent(u64),
-    Fence,
-    Lead,
-}
-
-impl Outgoing {
-    fn new(part: Part, level: Level, label: u16, since: Option<Instant>, place: Place) -> Self {
-        let (deadline, alone) = (None, None);
-        let fence = matches!(place, Place::Fence | Place::Lead);
-        Self { part, level, label, fence, deadline, reliable: true, alone, since, place }
-    }
-
-    fn serial(&self) -> u64 {
-        if let Place::Urgent(serial) = self.place { serial } else { 0 }
-    }
-
-    /// Whether it may be given up: then [`Outgoing::void`] takes its place.
-    pub(super) fn is_optional(&self) -> bool {
-        self.deadline.is_some() || !self.reliable
-    }
-
-    /// What takes its place when it is given up.
-    pub(super) fn void(&self) -> Part {
-        Part::void(self.alone, self.part.cost)
-    }
-}
 
 /// Something behind a fence.
 enum Later {
@@ -120,51 +71,6 @@ pub struct FlowCounts {
     pub given_up: u64,
     /// Frames that were lost for good, of which the other end was told.
     pub lost: u64,
-}
-
-/// What is queued for one way.
-#[derive(Default)]
-struct Way {
-    levels: Levels<u32, Outgoing>,
-    /// What was polled and could not leave yet, by level.
-    stash: [Option<Outgoing>; LEVELS],
-    /// Small frames of several flows that will share an urgent packet, and its serial number.
-    urgent: Building,
-    urgent_serial: u64,
-    /// Counts the times that nothing urgent was left.
-    round: u64,
-}
-
-impl Way {
-    /// Levels that have something, as bits.
-    fn ready(&self) -> u8 {
-        let stashed = self.stash.iter().zip(Level::ALL).filter(|(out, _)| out.is_some());
-        stashed.fold(self.levels.ready(), |set, (_, level)| set | level.bit())
-    }
-
-    /// The next packet of a level.
-    fn pop(&mut self, level: Level) -> Option<Outgoing> {
-        if let Some(out) = self.stash[level as usize].take() {
-            return Some(out);
-        }
-        let (_, out, _) = self.levels.pop(level)?;
-        self.round += u64::from(level == Level::Urgent && !self.levels.has_urgent());
-        Some(out)
-    }
-
-    /// Takes all of a level out, in order.
-    fn take(&mut self, level: Level) -> impl Iterator<Item = Outgoing> {
-        let stashed = self.stash[level as usize].take();
-        let queued = std::iter::from_fn(move || self.levels.pop(level).map(|(_, out, _)| out));
-        stashed.into_iter().chain(queued)
-    }
-
-    /// The serial number of the first urgent packet that has not left.
-    fn first_urgent(&self) -> Option<u64> {
-        let stashed = self.stash[Level::Urgent as usize].as_ref();
-        let first = stashed.or_else(|| self.levels.front_urgent()).map(Outgoing::serial);
-        first.or_else(|| (!self.urgent.is_empty()).then_some(self.urgent_serial))
-    }
 }
 
 /// See the [module](self).
