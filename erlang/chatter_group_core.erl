@@ -47,6 +47,8 @@
     greeted = #{} :: #{id() => told | waiting},
     %% Nodes that have come of late.
     fresh = [] :: [id()],
+    %% Who is still to be compared with in this round.
+    round = [] :: [id()],
     timers = #{} :: #{timer() => ms()},
     random :: rand:state(),
     counts = #{} :: #{atom() => non_neg_integer()}
@@ -296,17 +298,14 @@ due(fresh, _, #core{fresh = Fresh, peers = Peers} = Core) ->
     Back = [Id || Id <- lists:usort(Fresh), maps:get(Id, Peers, none) =:= up],
     {Draw, Core1} = draw(max(1, length(up(Core))), Core#core{fresh = []}),
     case Draw =< ?FRESH_SYNCS * length(Back) of
-        true -> begin_sync(Back, Core1);
+        true ->
+            {Which, Core2} = draw(length(Back), Core1),
+            begin_sync(lists:nth(Which, Back), Core2);
         false -> {Core1, []}
     end;
 due(sync, Now, Core) ->
-    %% A network that does not use groups is not bothered. Who merely knows nothing yet is asked by
-    %% those who do.
-    Partners = case chatter_group_state:groups(state(Core)) of
-                   [] -> [];
-                   _ -> up(Core)
-               end,
-    {Core1, Effects} = begin_sync(Partners, Core),
+    %% Who knows of no group asks as well: word of the first one may have been lost.
+    {Core1, Effects} = sync_next(Core),
     {again(sync, Now, Core1), Effects};
 due(leave, Now, #core{peers = Peers, options = #{leave_ms := Leave}} = Core) ->
     Away = [{Id, Since} || {Id, {down, Since}} <- maps:to_list(Peers)],
@@ -325,15 +324,31 @@ forget(Id, #core{peers = Peers, greeted = Greeted, replica = Replica} = Core) ->
     Core#core{replica = chatter_group_replica:forget(Id, Replica),
               peers = maps:remove(Id, Peers), greeted = maps:remove(Id, Greeted)}.
 
-begin_sync([], Core) -> {Core, []};
-begin_sync(Partners, Core) ->
-    {Draw, Core1} = draw(length(Partners), Core),
-    Partner = lists:nth(Draw, Partners),
+%% In rounds, each node once and in an order that is drawn anew for each round (as in SWIM, 4.3): no
+%% node waits for long because chance passes it by.
+sync_next(#core{round = [Partner | Round], peers = Peers} = Core) ->
+    Core1 = Core#core{round = Round},
+    case Peers of
+        #{Partner := up} -> begin_sync(Partner, Core1);
+        #{} -> sync_next(Core1)
+    end;
+sync_next(#core{round = []} = Core) ->
+    case up(Core) of
+        [] -> {Core, []};
+        Up ->
+            {Keyed, Core1} = lists:mapfoldl(fun(Id, Acc) ->
+                                                    {Draw, Acc1} = draw(1 bsl 32, Acc),
+                                                    {{Draw, Id}, Acc1}
+                                            end, Core, Up),
+            sync_next(Core1#core{round = [Id || {_, Id} <- lists:sort(Keyed)]})
+    end.
+
+begin_sync(Partner, Core) ->
     Theirs = chatter_group_state:interests(Partner, state(Core)),
     {Root, Buckets} = chatter_group_sync:digest(shared(Core), scope(Partner, Theirs, Core),
                                                 state(Core)),
     send([Partner], {digest, id(Core), interests(Core), chatter_group_wire:ranges_hash(Theirs),
-                     Root, Buckets}, Core1).
+                     Root, Buckets}, Core).
 
 %% Own changes go to all who want them, and word of this life to who has not heard of it.
 flush(#core{replica = Replica, greeted = Greeted} = Core) ->

@@ -15,7 +15,7 @@ suite() -> [{timetrap, {minutes, 15}}].
 all() ->
     [merge, wire, golden, hostile, nested, coverage, choose, histories,
      limits, commands, nested_members, removed_in_next_life,
-     away_and_back, forgotten, narrow, many_nodes].
+     away_and_back, forgotten, word_lost, narrow, many_nodes].
 
 merge(_Config) -> holds(prop_merge).
 wire(_Config) -> holds(prop_wire).
@@ -201,6 +201,22 @@ forgotten(_Config) ->
     Three = [<<"a">>, <<"b">>, <<"c">>],
     ?assertEqual([Three, Three], Known(World2)),
     ?assertEqual([tl(Three), tl(Three)], Known(chatter_group_world:run(15000, World2))).
+
+%% Given nodes that know of no group, and a join of which no word arrives, expect all to see it
+%% within 5 s all the same: they ask. (Seed 2527931 of prop_histories: one waited to be asked.)
+word_lost(_Config) ->
+    Ids = [<<"n", ($0 + I)>> || I <- lists:seq(1, 8)],
+    Late = [{Seed, Passed}
+            || Seed <- lists:seq(1, 300),
+               {Passed, _} <- [word_lost(Ids, Seed)],
+               not is_integer(Passed)],
+    ?assertEqual([], Late).
+
+word_lost(Ids, Seed) ->
+    World0 = chatter_group_world:run(3000, chatter_group_world:new(Ids, Seed)),
+    World1 = ok([{hd(Ids), {join, <<"g">>, node}}], chatter_group_world:lose({1000, 0}, World0)),
+    World2 = chatter_group_world:lose({0, 0}, chatter_group_world:run(100, World1)),
+    chatter_group_world:settle(250, 5000, World2).
 
 %% Given 1,000 ranges that come and go all over the key space, expect a node that is interested in
 %% 1/64 of it to be sent at most 1/16 of the bytes of one that wants all, and to see its part.
