@@ -6,16 +6,21 @@ const CLASSES: [(u32, u32); 4] = [(1_000, 10), (5_000, 20), (20_000, 50), (100_0
 /// The metric of a link slower than all classes.
 const FAR_METRIC: u32 = 300;
 
-/// Samples in a row that must agree before the class changes.
-const STEADY_SAMPLES: u8 = 4;
+/// The class follows the least of so many samples.
+const WINDOW: usize = 8;
 
-/// Smooths round trip times and classifies them, without following every wobble.
+/// Smooths round trip times and classifies them.
+///
+/// What is shown is smoothed. What is classified is the least of the last samples, as in the clock
+/// filter of NTP (RFC 5905, 10): waiting for a processor or behind other traffic only ever adds, and
+/// a link of a busy host, or a full one, is not a longer way.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Rtt {
     srtt_us: Option<u32>,
     class: usize,
-    /// Samples in a row that asked for another class.
-    restless: u8,
+    /// The last samples; once there are as many as fit, the next one replaces the oldest.
+    samples: Vec<u32>,
+    oldest: usize,
 }
 
 impl Rtt {
@@ -29,30 +34,60 @@ impl Rtt {
         CLASSES.get(self.class).map_or(FAR_METRIC, |(_, metric)| *metric)
     }
 
-    /// Takes in one measured round trip. The first decides; later the class changes when the smoothed
-    /// time was a quarter beyond its bounds for [`STEADY_SAMPLES`] in a row.
+    /// Takes in one measured round trip. The first decides; later the class changes when the least of
+    /// the last [`WINDOW`] is a quarter beyond its bounds.
     pub(super) fn sample(&mut self, rtt_us: u32) {
-        let Some(srtt) = self.srtt_us else {
-            self.srtt_us = Some(rtt_us);
-            self.class = class_of(rtt_us);
-            return;
-        };
-        let srtt = ((u64::from(srtt) * 7 + u64::from(rtt_us)) / 8) as u32;
-        self.srtt_us = Some(srtt);
-        let settled =
-            class_of(srtt.saturating_sub(srtt / 5))..=class_of(srtt.saturating_add(srtt / 3));
-        if settled.contains(&self.class) {
-            self.restless = 0;
-            return;
+        let first = self.srtt_us.is_none();
+        let srtt = self.srtt_us.unwrap_or(rtt_us);
+        self.srtt_us = Some(((u64::from(srtt) * 7 + u64::from(rtt_us)) / 8) as u32);
+        if self.samples.len() < WINDOW {
+            self.samples.push(rtt_us);
+        } else {
+            self.samples[self.oldest] = rtt_us;
+            self.oldest = (self.oldest + 1) % WINDOW;
         }
-        self.restless += 1;
-        if self.restless >= STEADY_SAMPLES {
-            self.restless = 0;
-            self.class = class_of(srtt);
+        let least = self.samples.iter().copied().min().unwrap_or(rtt_us);
+        let settled =
+            class_of(least.saturating_sub(least / 5))..=class_of(least.saturating_add(least / 3));
+        if first || !settled.contains(&self.class) {
+            self.class = class_of(least);
         }
     }
 }
 
 fn class_of(rtt_us: u32) -> usize {
     CLASSES.iter().take_while(|(limit_us, _)| rtt_us > *limit_us).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Given a first sample that waited, and then a host so busy that seven of eight samples wait,
+    /// expect the metric of the way itself from the first sample on that did not.
+    #[test]
+    fn waiting_is_no_distance() {
+        let mut rtt = Rtt::default();
+        rtt.sample(9_000);
+        assert_eq!(rtt.metric(), 50);
+        for at in 0..100 {
+            rtt.sample(if at % 8 == 0 { 300 } else { 9_000 });
+            assert_eq!(rtt.metric(), 10, "{at}");
+        }
+    }
+
+    /// Given a way that becomes longer, expect the metric to follow after so many samples as are kept.
+    #[test]
+    fn a_longer_way_is_told_after_a_window() {
+        let mut rtt = Rtt::default();
+        for _ in 0..20 {
+            rtt.sample(300);
+        }
+        for _ in 1..WINDOW {
+            rtt.sample(30_000);
+            assert_eq!(rtt.metric(), 10);
+        }
+        rtt.sample(30_000);
+        assert_eq!(rtt.metric(), 100);
+    }
 }
