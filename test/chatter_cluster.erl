@@ -154,7 +154,20 @@ mesh(N) -> mesh(N, #{}).
 
 -spec mesh(pos_integer(), opts()) -> [peer()].
 mesh(N, Opts) ->
-    shape([{I, lists:seq(1, I - 1)} || I <- lists:seq(1, N)], Opts).
+    Peers = shape([{I, lists:seq(1, I - 1)} || I <- lists:seq(1, N)], Opts),
+    Chatter = maps:get(carrier, Opts, chatter) =/= stock andalso maps:get(await, Opts, true),
+    _ = [await_mesh(Peer, N) || Chatter, Peer <- Peers],
+    Peers.
+
+%% Routes are there before all links are. Not before the node knows each of them from both ends, at
+%% the same metric, is it a mesh to it.
+await_mesh(Peer, N) ->
+    wait_until(fun() ->
+                       #{edges := Edges} = call(Peer, chatter, topology, []),
+                       Metrics = [Metric || {_, _, Metric} <- Edges],
+                       length(Edges) =:= N * (N - 1) andalso length(lists:usort(Metrics)) =:= 1
+                           orelse {no_mesh, Edges}
+               end, ?ROUTES_TIMEOUT_MS).
 
 %% Ends one node and returns when its process is gone.
 -spec stop(peer()) -> ok.
