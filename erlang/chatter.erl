@@ -147,7 +147,7 @@ drain(false) ->
 %% wants it: the sender waits no longer than that, and a message that is found to be late, here, at
 %% a relay or at the other end, is dropped and counted. These three hold for messages below 16 KiB;
 %% larger ones are reliable and in order, and their deadline counts at both ends only. `{priority,
-%% Class}': `high' goes before all others at each hop, `low' after them; each is sure of a tenth.
+%% Class}': `high' goes before all others at each hop, `low' after them; each is sure of an eighth.
 %% Another option is an error `badarg'.
 -spec send(pid() | {Name :: atom(), node()}, Message :: term(), [send_option()]) ->
           ok | {error, unreachable | full | too_large}.

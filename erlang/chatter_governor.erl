@@ -49,12 +49,14 @@
 start_link() ->
     spawn_opt(?MODULE, init, [], [link, {priority, high}]).
 
-%% @doc These senders have too much queued. Returns at once. They go on when the native side says so
-%% with `{chatter_resume, [sender()]}'.
+%% @doc These senders have too much queued. Returns when they have been told to stop: whoever fetches
+%% on before that fetches all that they send meanwhile, which in a millisecond is many megabytes of
+%% large messages. They go on when the native side says so with `{chatter_resume, [sender()]}'.
 -spec hold(pid(), [sender()]) -> ok.
 hold(Governor, Senders) ->
-    Governor ! {hold, Senders},
-    ok.
+    Ref = make_ref(),
+    Governor ! {hold, self(), Ref, Senders},
+    receive {Ref, held} -> ok end.
 
 %% @private
 -spec init() -> no_return().
@@ -63,7 +65,10 @@ init() ->
 
 loop(State) ->
     receive
-        {hold, Senders} -> loop(lists:foldl(fun hold_one/2, State, Senders));
+        {hold, From, Ref, Senders} ->
+            Held = lists:foldl(fun hold_one/2, State, Senders),
+            From ! {Ref, held},
+            loop(Held);
         {chatter_resume, Senders} -> loop(lists:foldl(fun resume_one/2, State, Senders));
         {async_dist, Sender, Pid, Async} -> loop(asked(Sender, Pid, Async, State))
     end.

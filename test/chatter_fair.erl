@@ -163,12 +163,12 @@ high(Lab, [A, B]) ->
                          [High | [start(flood, [Sink, 1 bsl 20]) || Sink <- BulkSinks]]
                  end),
     pause(2000),
-    [High | Bulk] = on(B, fun() -> counted(4000) end, 60000),
+    [High | Bulk] = on(B, fun() -> counted(12000) end, 60000),
     stop(A, Pids),
     5 = length(Sinks),
-    [row("high priority, share of the link", High / 4 / ?BYTES_PER_S, none),
+    [row("high priority, share of the link", High / 12 / ?BYTES_PER_S, none),
      row("bulk beside high priority at 95 %, share of the link",
-         lists:sum(Bulk) / 4 / ?BYTES_PER_S, {'>=', 0.1})].
+         lists:sum(Bulk) / 12 / ?BYTES_PER_S, {'>=', 0.1})].
 
 %% Four senders of large messages fill the link; one process asks with 32 KiB, which is no small
 %% message, and gets a small answer.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::flow::FlowKey;
 
-/// Which frames go first. A lower class is sure of a tenth of a link.
+/// Which frames go first. A lower class is sure of an eighth of a link.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum Class {
     /// Before all others.
