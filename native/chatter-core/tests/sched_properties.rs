@@ -232,7 +232,7 @@ proptest! {
 
 #[test]
 fn urgent_goes_first_and_nobody_starves() {
-    // Given all levels full on a channel and on a relayed pair, expect shares by level: a tenth for each
+    // Given all levels full on a channel and on a relayed pair, expect shares by level: an eighth for each
     // of the lower ones, the rest for the highest; and fair shares of each between the two.
     let mut link = Link::new(SchedulerLimits { transit_bytes: usize::MAX, control_bytes: 0 });
     let mut sent = [[0usize; 4]; 2];
@@ -254,10 +254,10 @@ fn urgent_goes_first_and_nobody_starves() {
     let all: usize = sent.iter().flatten().sum();
     for level in [Level::Normal, Level::Low] {
         let share = sent.iter().map(|s| s[level as usize]).sum::<usize>() * 1_000 / all;
-        assert!((90..115).contains(&share), "{level:?} {share} {sent:?}");
+        assert!((115..150).contains(&share), "{level:?} {share} {sent:?}");
     }
     let high = sent[0][0] + sent[1][0];
-    assert!(high * 1_000 / all > 600, "{sent:?}");
+    assert!(high * 1_000 / all > 550, "{sent:?}");
     assert!((90..111).contains(&(sent[0][0] * 100 / sent[1][0])), "{sent:?}");
 }
 
