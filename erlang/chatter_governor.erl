@@ -49,9 +49,10 @@
 start_link() ->
     spawn_opt(?MODULE, init, [], [link, {priority, high}]).
 
-%% @doc These senders have too much queued. Returns when they have been told to stop: whoever fetched
-%% on before that would fetch all that they send meanwhile, which in a millisecond is many megabytes
-%% of large messages. They go on when the native side says so with `{chatter_resume, [sender()]}'.
+%% @doc These senders have too much queued. Returns when they have been told to stop: whoever
+%% fetched on before that would fetch all that they send meanwhile, which in a millisecond is many
+%% megabytes of large messages. They go on when the native side says so with
+%% `{chatter_resume, [sender()]}'.
 -spec hold(pid(), [sender()]) -> ok.
 hold(Governor, Senders) ->
     Ref = make_ref(),
