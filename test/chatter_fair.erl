@@ -2,6 +2,7 @@
 %% measure has nodes of its own in a laboratory, where links have the rate that is wanted.
 %%
 %%   jain   what equal senders get of a link in one second (Jain's index; 1 is equal)
+%%   onset  what is queued soon after some large senders have begun
 %%   queue  how much a sender with 10,000 messages queued raises the p99 of others beside it
 %%   high   what is left to bulk when high priority asks for 95 % of a link
 %%   class  round trips of 32 KiB beside bulk, by the class of who asks: over a connection
@@ -74,12 +75,14 @@ holds(#{bar := {'>=', Bar}, value := Value}) -> Value >= Bar;
 holds(#{bar := {'=<', Bar}, value := Value}) -> Value =< Bar.
 
 -spec measures() -> [atom()].
-measures() -> [jain, queue, high, class, slow, loss].
+measures() -> [jain, onset, queue, high, class, slow, loss].
 
 %% The figures of a measure; Keys are configuration of the nodes.
 -spec measure(atom(), [{atom(), term()}]) -> [row()] | {skip, string()}.
 measure(jain, Keys) ->
     in_lab(2, bridge, [{1, 2}], Keys, fun jain/2);
+measure(onset, Keys) ->
+    in_lab(2, bridge, [{1, 2}], Keys, fun onset/2);
 measure(queue, Keys) ->
     in_lab(2, bridge, [{1, 2}], Keys, fun queue/2);
 measure(high, Keys) ->
@@ -133,6 +136,23 @@ jain_index(Xs) ->
         0 -> 0.0;
         Squares -> Sum = lists:sum(Xs), Sum * Sum / (length(Xs) * Squares)
     end.
+
+%% Four senders of large messages. What they hand over before they are held back is what all others
+%% wait behind.
+onset(Lab, [A, #{node := NodeB} = B]) ->
+    chatter_work:connect(A, B),
+    ok = chatter_lab:rate(Lab, 1, ?KBIT),
+    Sinks = on(B, fun() -> sinks(4) end),
+    Senders = on(A, fun() -> [start(flood, [Sink, 1 bsl 20]) || Sink <- Sinks] end),
+    pause(700),
+    Waiting = on(A, fun() ->
+                            #{channels := Channels} = chatter:info(NodeB),
+                            lists:sum([Bytes || #{kind := distribution,
+                                                  waiting_bytes := Bytes} <- Channels])
+                    end),
+    stop(A, Senders),
+    [row("queued 0.7 s after four senders of 1 MiB began, MiB", Waiting / (1 bsl 20),
+         {'=<', 16})].
 
 %% 63 processes that each have one message of 1 KiB under way; then one more, which sends 10,000
 %% at a time.

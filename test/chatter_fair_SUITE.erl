@@ -15,7 +15,7 @@ suite() -> [{timetrap, {minutes, 4}}].
 %% what loss does are figures of `make fair` alone until they keep their bars on a busy machine.
 all() ->
     case lists:member(flows, chatter_config:keys()) of
-        true -> [slow, queue, high, class];
+        true -> [slow, onset, queue, high, class];
         false -> [slow]
     end.
 
@@ -27,6 +27,10 @@ init_per_suite(Config) ->
     end.
 
 end_per_suite(_Config) -> ok.
+
+%% Given senders of large messages that have just begun, expect them to be held back before they
+%% have filled the channel (it was 53 MiB).
+onset(_Config) -> within(onset, [{0, '=<', 16}]).
 
 %% Given a sender with 10,000 messages queued, expect others to be hardly slower for it.
 queue(_Config) -> within(queue, [{2, '=<', 10}]).
