@@ -40,6 +40,9 @@
 %% While too much is under way, the sender tries again so often.
 -define(RETRY_MS, 1).
 
+%% In words: the messages of one decoding fit, and are dead when memory is next collected.
+-define(HEAP, 32768).
+
 -define(MAX_TYPE, 255).
 -define(MAX_NETIDS, 4096).
 
@@ -57,7 +60,8 @@ new() ->
 %% @doc Starts the process.
 -spec start_link() -> {ok, pid()} | {error, term()} | ignore.
 start_link() ->
-    gen_server:start_link({local, ?MODULE}, ?MODULE, [], []).
+    Opts = [{spawn_opt, [{min_heap_size, ?HEAP}]}],
+    gen_server:start_link({local, ?MODULE}, ?MODULE, [], Opts).
 
 %% @doc A native node has been started: this process takes what comes.
 -spec own() -> ok.
@@ -75,7 +79,14 @@ tell(Msg) ->
 send(Targets, Msg, Opts) when is_list(Opts) ->
     send(Targets, Msg, maps:from_list(Opts));
 send(Targets, Msg, Opts) when tuple_size(Msg) > 1, is_atom(element(1, Msg)), is_map(Opts) ->
-    [] = maps:keys(Opts) -- [timeout],
+    true = map_size(Opts) =:= 0 orelse maps:keys(Opts) =:= [timeout],
+    case chatter_nif:broadcast_small(Targets, Msg) of
+        ok -> ok;
+        _ -> send_any(Targets, Msg, Opts)
+    end.
+
+%% What is not small, or has to wait.
+send_any(Targets, Msg, Opts) ->
     case resolve(Targets) of
         {error, _} = Error -> Error;
         To ->
@@ -316,6 +327,8 @@ take_over() ->
 
 tell_handled() ->
     Handlers = ets:match(?TABLE, {{handler, '$1'}, '$2'}),
+    Encoded = [Type || [_, #{type := Type, encode_with := _}] <- Handlers],
+    ok = chatter_nif:broadcast_encoded(Encoded),
     chatter_nif:broadcast_handled([Type || [Type, #{dispatch := _}] <- Handlers]).
 
 %% ===== messages =====
@@ -324,8 +337,18 @@ tell_handled() ->
 %% or adds a handler meanwhile: that is done by this process.
 deliver_all([]) ->
     ok;
+deliver_all([{Origin, Type, Run, Count} | Rest]) when is_integer(Count) ->
+    Handler = handler(Type),
+    case subscribers(Type) of
+        [] when Handler =:= none -> ok = count(unknown, Count);
+        Before ->
+            {After, _} = deliver_run(Origin, Type, Run, Handler, Before),
+            ok = keep(Type, After)
+    end,
+    deliver_all(Rest);
 deliver_all([{_, Type, _, _} | _] = Messages) ->
-    {Same, Rest} = lists:splitwith(fun({_, Other, _, _}) -> Other =:= Type end, Messages),
+    Alike = fun({_, Other, _, Ticket}) -> Other =:= Type andalso not is_integer(Ticket) end,
+    {Same, Rest} = lists:splitwith(Alike, Messages),
     Handler = handler(Type),
     case subscribers(Type) of
         [] when Handler =:= none ->
@@ -361,6 +384,43 @@ deliver({Origin, Type, Bytes, Ticket}, Handler, {Subscribers, Node}) ->
             {Subscribers, Node}
     end.
 
+%% Many of one origin and type. Where no handler has a part in it, the native side makes the terms.
+deliver_run(Origin, Type, Run, Handler, Subscribers) ->
+    Plain = Handler =:= none orelse not (is_map_key(decode_with, Handler)
+                                         orelse is_map_key(dispatch, Handler)),
+    case Subscribers of
+        [[_, Atom, _] | _] when Plain ->
+            native(Origin, Type, Atom, Run, 0, {Subscribers, {none, none}});
+        _ ->
+            own(Origin, Type, Run, Handler, {Subscribers, {none, none}})
+    end.
+
+native(_, _, _, Run, At, Acc) when At =:= byte_size(Run) ->
+    Acc;
+native(Origin, Type, Atom, Run, At, {Subscribers, Node} = Acc) ->
+    case chatter_nif:broadcast_decode(Atom, Run, At) of
+        {_, _, At} ->
+            <<_:At/binary, Left/binary>> = Run,
+            {Body, Rest} = first(Left),
+            After = deliver({Origin, Type, Body, none}, none, Acc),
+            native(Origin, Type, Atom, Run, byte_size(Run) - byte_size(Rest), After);
+        {Msgs, Bad, Next} ->
+            _ = [ok = count(undecodable, Bad) || Bad > 0],
+            {_, From} = Known = node_of(Origin, Node),
+            After = [give_all(Subscriber, From, Msgs) || Subscriber <- Subscribers],
+            native(Origin, Type, Atom, Run, Next, {After, Known})
+    end.
+
+own(_, _, <<>>, _, Acc) ->
+    Acc;
+own(Origin, Type, Run, Handler, Acc) ->
+    {Body, Rest} = first(Run),
+    own(Origin, Type, Rest, Handler, deliver({Origin, Type, Body, none}, Handler, Acc)).
+
+%% The first message of a run, as it stands in packets, and what is behind it.
+first(<<_Flags, Len, _:Len/binary, Size:24, Body:Size/binary, Rest/binary>>) ->
+    {Body, Rest}.
+
 done(none, _) -> ok;
 done({Ticket, Seq}, unchanged) -> chatter_nif:broadcast_dispatched(Ticket, Seq, unchanged);
 done({Ticket, Seq}, {changed, Msg}) ->
@@ -394,6 +454,19 @@ give([Pid, Atom, Credit], Msg) ->
     Pid ! Msg,
     _ = [Pid ! {chatter_broadcast_passive, Atom} || Credit =:= 1],
     [Pid, Atom, Credit - 1].
+
+give_all([Pid, Atom, Credit], From, Msgs) ->
+    [Pid, Atom, give_all(Pid, Atom, Credit, From, Msgs)].
+
+give_all(_, _, Credit, _, []) ->
+    Credit;
+give_all(_, _, 0, _, Msgs) ->
+    ok = count(subscriber_drops, length(Msgs)),
+    0;
+give_all(Pid, Atom, Credit, From, [Msg | Rest]) ->
+    Pid ! {chatter_broadcast, From, Msg},
+    _ = [Pid ! {chatter_broadcast_passive, Atom} || Credit =:= 1],
+    give_all(Pid, Atom, Credit - 1, From, Rest).
 
 %% With the origin of the message before, and what it is called. A node without a name is shown by
 %% its id.

@@ -9,25 +9,27 @@
 -module(chatter_nif).
 
 -export([load/0]).
--export([address/1, addresses/1, broadcast_dispatched/3, broadcast_fetch/0,
-         broadcast_fetch_large/0, broadcast_figures/0, broadcast_handled/1, broadcast_owner/1,
-         broadcast_send/3, broadcast_send_large/3, channels/1, close/1, close_idle/1, connect/3,
-         controller/2, dial/3, disconnect/1, drain/1, fetch/2, found/0, found_at/1, governor/2,
-         grant/2, handshake/2, info/1, input/1, is_reachable/1, links/1, manners/0, neighbours/0,
-         net_ids/1, node_start/1, node_stop/1, nodes/0, open/2, post/3, pulse/0, room/2, route/1,
-         send/2, set_acceptor/1, set_log_level/1, set_manner/2, set_message_acceptor/0,
-         set_name/1, set_owner/0, stat/1, take/1, topology/1, transit/0, unset_manner/1]).
+-export([address/1, addresses/1, broadcast_decode/3, broadcast_dispatched/3, broadcast_encoded/1,
+         broadcast_fetch/0, broadcast_fetch_large/0, broadcast_figures/0, broadcast_handled/1,
+         broadcast_owner/1, broadcast_send/3, broadcast_send_large/3, broadcast_small/2,
+         channels/1, close/1, close_idle/1, connect/3, controller/2, dial/3, disconnect/1,
+         drain/1, fetch/2, found/0, found_at/1, governor/2, grant/2, handshake/2, info/1,
+         input/1, is_reachable/1, links/1, manners/0, neighbours/0, net_ids/1, node_start/1,
+         node_stop/1, nodes/0, open/2, post/3, pulse/0, room/2, route/1, send/2, set_acceptor/1,
+         set_log_level/1, set_manner/2, set_message_acceptor/0, set_name/1, set_owner/0, stat/1,
+         take/1, topology/1, transit/0, unset_manner/1]).
 
--nifs([address/1, addresses/1, broadcast_dispatched/3, broadcast_fetch/0, broadcast_fetch_large/0,
-       broadcast_figures/0, broadcast_handled/1, broadcast_owner/1, broadcast_send/3,
-       broadcast_send_large/3, channels/1, close/1, close_idle/1, connect/3, controller/2, dial/3,
-       disconnect/1, drain/1, fetch/2, found/0, found_at/1, governor/2, grant/2, handshake/2,
-       info/1, input/1, is_reachable/1, links/1, manners/0, neighbours/0, net_ids/1, node_start/1,
-       node_stop/1, nodes/0, open/2, post/3, pulse/0, room/2, route/1, send/2, set_acceptor/1,
+-nifs([address/1, addresses/1, broadcast_decode/3, broadcast_dispatched/3, broadcast_encoded/1,
+       broadcast_fetch/0, broadcast_fetch_large/0, broadcast_figures/0, broadcast_handled/1,
+       broadcast_owner/1, broadcast_send/3, broadcast_send_large/3, broadcast_small/2,
+       channels/1, close/1, close_idle/1, connect/3, controller/2, dial/3, disconnect/1, drain/1,
+       fetch/2, found/0, found_at/1, governor/2, grant/2, handshake/2, info/1, input/1,
+       is_reachable/1, links/1, manners/0, neighbours/0, net_ids/1, node_start/1, node_stop/1,
+       nodes/0, open/2, post/3, pulse/0, room/2, route/1, send/2, set_acceptor/1,
        set_log_level/1, set_manner/2, set_message_acceptor/0, set_name/1, set_owner/0, stat/1,
        take/1, topology/1, transit/0, unset_manner/1]).
 
--export_type([channel/0, cost/0, flow/0, frames/0, post_options/0, spec/0]).
+-export_type([channel/0, cost/0, fetched/0, flow/0, frames/0, post_options/0, spec/0]).
 
 -type channel() :: reference().
 %% A channel in the hands of Erlang. It ends with the processes that hold it.
@@ -37,6 +39,11 @@
 
 -type flow() :: non_neg_integer().
 %% What stays in order; 64 bits.
+
+-type fetched() :: {Origin :: binary(), Type :: binary(), Body :: binary(),
+                    none | {Ticket :: non_neg_integer(), Seq :: non_neg_integer()}} |
+                   {Origin :: binary(), Type :: binary(), Run :: binary(), Count :: pos_integer()}.
+%% A broadcast, or many.
 
 -type post_options() :: {flow(), high | normal | low, Reliable :: boolean(), Ordered :: boolean(),
                          LeftMs :: non_neg_integer()}.
@@ -82,22 +89,30 @@ address(_Name) -> ?NOT_LOADED.
 -spec addresses(reference()) -> boolean().
 addresses(_Ref) -> ?NOT_LOADED.
 
+%% @doc Messages of a type from a place in a run of `broadcast_fetch/0' on, how many were none of
+%% that type, and the place to go on from. If that is the same place, the message there is to be
+%% decoded by the caller.
+-spec broadcast_decode(atom(), binary(), non_neg_integer()) ->
+          {[tuple()], non_neg_integer(), non_neg_integer()}.
+broadcast_decode(_Type, _Run, _At) -> ?NOT_LOADED.
+
 %% @doc What travels on in place of a message that came with a ticket.
 -spec broadcast_dispatched(non_neg_integer(), non_neg_integer(), unchanged | binary()) -> ok.
 broadcast_dispatched(_Ticket, _Seq, _Body) -> ?NOT_LOADED.
 
+%% @doc Messages of these types are `unsuited' for `broadcast_small/2'.
+-spec broadcast_encoded([atom()]) -> ok.
+broadcast_encoded(_Types) -> ?NOT_LOADED.
+
 %% @doc The next broadcasts: origin, type, body, and the ticket if others wait for what becomes of
-%% it here. After `idle' the owner gets `{chatter_broadcasts}' when there are more; after `large'
+%% it here; or instead of body and ticket many messages as they stand in packets, and how many they
+%% are. After `idle' the owner gets `{chatter_broadcasts}' when there are more; after `large'
 %% the next one is to be fetched with `broadcast_fetch_large/0'.
--spec broadcast_fetch() ->
-          {[{binary(), binary(), binary(), none | {non_neg_integer(), non_neg_integer()}}],
-           more | large | idle}.
+-spec broadcast_fetch() -> {[fetched()], more | large | idle}.
 broadcast_fetch() -> ?NOT_LOADED.
 
 %% @doc The same on a dirty scheduler; never `large'.
--spec broadcast_fetch_large() ->
-          {[{binary(), binary(), binary(), none | {non_neg_integer(), non_neg_integer()}}],
-           more | large | idle}.
+-spec broadcast_fetch_large() -> {[fetched()], more | large | idle}.
 broadcast_fetch_large() -> ?NOT_LOADED.
 
 %% @doc Counts of broadcasts.
@@ -121,6 +136,10 @@ broadcast_send(_Targets, _Type, _Body) -> ?NOT_LOADED.
 -spec broadcast_send_large(all | [binary()], binary(), binary()) ->
           ok | full | {error, not_started | too_large}.
 broadcast_send_large(_Targets, _Type, _Body) -> ?NOT_LOADED.
+
+%% @doc Sends a small message in one call; `unsuited' if it has to be sent by `broadcast_send/3'.
+-spec broadcast_small(all | [term()], tuple()) -> ok | full | unsuited.
+broadcast_small(_Targets, _Msg) -> ?NOT_LOADED.
 
 %% @doc Figures of the channels to a node.
 -spec channels(binary()) -> [map()].

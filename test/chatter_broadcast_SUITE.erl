@@ -16,8 +16,8 @@ suite() -> [{timetrap, {seconds, 90}}].
 
 all() ->
     [api, net_ids, line, star, mesh, changed_on_the_way, subscriber_credit, unknown_type,
-     bad_handler, undecodable, large, killed_delegate, late_joiner, crash_of_the_process,
-     not_started].
+     bad_handler, undecodable, small_terms, many, many_decoded, large, killed_delegate,
+     late_joiner, crash_of_the_process, not_started].
 
 init_per_suite(Config) ->
     case filelib:is_regular(chatter_cluster:native_lib()) of
@@ -182,6 +182,115 @@ undecodable(_Config) ->
     ?assertEqual(1, maps:get(undecodable, figures(B))),
     ?assertError(badarg, on(B, fun() -> binary_to_existing_atom(Odd) end)).
 
+%% Given terms of all kinds, short and not so short, expect them as they were and in order: those
+%% that the native side encodes, and those that it leaves to the VM.
+small_terms(_Config) ->
+    [A, B] = cluster([{a, []}, {b, [a]}]),
+    collect(B, term),
+    NodeA = name(A),
+    Seed = erlang:unique_integer([positive]),
+    ct:pal("seed ~p", [Seed]),
+    %% Their atoms are known there.
+    true = length(edges()) =:= on(B, fun() -> length(edges()) end),
+    Sent = on(A, fun() ->
+                         _ = rand:seed(exsss, Seed),
+                         Terms = edges() ++ [term(4) || _ <- lists:seq(1, 3000)],
+                         [ok = chatter:broadcast([node() | chatter:nodes()], {term, Term})
+                          || Term <- Terms],
+                         Terms
+                 end),
+    await(B, term, [{NodeA, {term, Term}} || Term <- Sent]).
+
+%% Beside each bound of the format.
+edges() ->
+    Ints = [0, 255, 256, -1, 1 bsl 31 - 1, 1 bsl 31, -(1 bsl 31), -(1 bsl 31) - 1, 1 bsl 59,
+            1 bsl 63 - 1, 1 bsl 63, -(1 bsl 63), -(1 bsl 63) - 1, 1 bsl 64, 1 bsl 200],
+    Sizes = [0, 1, 63, 64, 65, 200, 240, 250, 260, 1000, 1020, 1030, 4080, 4090, 4100, 20000],
+    Binaries = [rand:bytes(Size) || Size <- Sizes] ++ [binary:copy(<<"a">>, S) || S <- Sizes],
+    Deep = fun(N) -> lists:foldl(fun(_, T) -> {T} end, [], lists:seq(1, N)) end,
+    Ints ++ Binaries ++ [Deep(N) || N <- [10, 14, 15, 16, 17, 18, 100]]
+        ++ [[], {}, #{}, "", "text", [a | b], [1 | <<>>], <<5:3>>, 1.5, -0.0, 1.0e300, self(),
+            make_ref(), fun erlang:now/0, list_to_atom([233]), list_to_atom([8364]), '',
+            list_to_atom(lists:duplicate(255, $x)), list_to_tuple(lists:seq(1, 255)),
+            list_to_tuple(lists:seq(1, 256)), lists:seq(1, 2000), lists:duplicate(5000, [])].
+
+term(0) ->
+    element(rand:uniform(6), {rand:uniform(300), -rand:uniform(1 bsl 40), term, rand:uniform(),
+                              rand:bytes(rand:uniform(90)), []});
+term(Depth) ->
+    Some = fun() -> [term(rand:uniform(Depth) - 1) || _ <- lists:seq(1, rand:uniform(5) - 1)] end,
+    case rand:uniform(5) of
+        1 -> list_to_tuple(Some());
+        2 -> Some();
+        3 -> maps:from_list([{Term, Term} || Term <- Some()]);
+        _ -> term(0)
+    end.
+
+%% Given many small messages of two types and some large ones between them, sent by two processes,
+%% expect each in its sender's order, and credit that is used up in the middle of them.
+many(_Config) ->
+    [A, B] = cluster([{a, []}, {b, [a]}]),
+    NodeA = name(A),
+    Count = 20000,
+    [collect(B, Type) || Type <- [one, two]],
+    on(B, fun() ->
+                  Self = self(),
+                  spawn(fun() ->
+                                ok = chatter:subscribe(one, 12345),
+                                Self ! {ready, self()},
+                                true = register(limited, self()),
+                                receive never -> ok end
+                        end),
+                  receive {ready, _} -> ok end
+          end),
+    Body = fun(N) -> if N rem 500 =:= 0 -> rand:bytes(3000 * (N rem 7)); true -> N end end,
+    Send = fun(Type, Other) ->
+                   [ok = chatter:broadcast([NodeB], {T, N, Body(N)})
+                    || NodeB <- chatter:nodes(), N <- lists:seq(1, Count), T <- [Type, Other],
+                       T =:= Type orelse N rem 100 =:= 0]
+           end,
+    on(A, fun() ->
+                  {_, Ref} = spawn_monitor(fun() -> Send(one, three) end),
+                  Send(two, three),
+                  receive {'DOWN', Ref, _, _, Reason} -> normal = Reason end
+          end),
+    Wanted = lists:seq(1, Count),
+    [wait_until(fun() ->
+                        Seen = numbers(B, Type),
+                        Seen =:= Wanted orelse {length(Seen), Wanted -- Seen, Seen -- Wanted}
+                end, ?TIMEOUT_MS) || Type <- [one, two]],
+    {messages, Limited} = on(B, fun() -> process_info(whereis(limited), messages) end),
+    ?assertEqual(lists:seq(1, 12345), [N || {chatter_broadcast, From, {one, N, _}} <- Limited,
+                                            From =:= NodeA]),
+    ?assertEqual({chatter_broadcast_passive, one}, lists:last(Limited)),
+    ?assertMatch(#{subscriber_drops := 7655, unknown := 400, undecodable := 0, duplicates := 0},
+                 figures(B)).
+
+%% Given handlers that decode and dispatch at the receiver, and encode at the sender, expect the
+%% same of many messages.
+many_decoded(_Config) ->
+    [A, B] = cluster([{a, []}, {b, [a]}]),
+    NodeA = name(A),
+    Codec = #{type => one,
+              encode_with => fun({one, N}, _) -> <<N:32>> end,
+              decode_with => fun(<<N:32>>, _) -> {{one, N}, <<>>} end},
+    [ok = on(N, fun() -> chatter:add_handler(Codec) end) || N <- [A, B]],
+    collect(B, one),
+    collect(B, two),
+    ok = on(B, fun() ->
+                       persistent_term:put(seen, counters:new(1, [])),
+                       Dispatch = fun({two, N}) ->
+                                          N = counters:get(persistent_term:get(seen), 1) + 1,
+                                          counters:add(persistent_term:get(seen), 1, 1)
+                                  end,
+                       chatter:add_handler(#{type => two, dispatch => Dispatch})
+               end),
+    Numbers = lists:seq(1, 5000),
+    on(A, fun() -> [ok = chatter:broadcast(all, {T, N}) || N <- Numbers, T <- [one, two]] end),
+    [await(B, Type, [{NodeA, {Type, N}} || N <- Numbers]) || Type <- [one, two]],
+    ?assertEqual(5000, on(B, fun() -> counters:get(persistent_term:get(seen), 1) end)),
+    ?assertMatch(#{handler_crashes := 0, undecodable := 0}, figures(B)).
+
 %% Given messages of all sizes, compressible and not, over a relay, expect them whole and in order;
 %% given one that is too large, an error.
 large(_Config) ->
@@ -298,6 +407,12 @@ digests(Peer, Type) ->
     on(Peer, fun() ->
                      collector(Type) ! {seen, self()},
                      receive {seen, Seen} -> [{From, erlang:md5(B)} || {From, {_, B}} <- Seen] end
+             end).
+
+numbers(Peer, Type) ->
+    on(Peer, fun() ->
+                     collector(Type) ! {seen, self()},
+                     receive {seen, Seen} -> [element(2, Msg) || {_, Msg} <- Seen] end
              end).
 
 %% Exactly these have arrived, and no more come.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use chatter_core::broadcast::payload::Packed;
 use chatter_core::broadcast::{
-    Broadcast, BroadcastConfig, BroadcastStats, Datagram, Delivery, SendError, Targets,
+    Arrival, Broadcast, BroadcastConfig, BroadcastStats, Datagram, SendError, Targets,
 };
 use chatter_core::ids::{Incarnation, NodeId};
 use chatter_core::routes::ForwardingTable;
@@ -64,17 +64,24 @@ impl Node {
         self.drive(Thread::User, |core, now| core.send(now, targets, kind, body))
     }
 
-    /// The next messages, up to so many bytes and messages, but at least one; and whether there may be
-    /// more. If not, [`crate::host::Host::broadcasts`] tells when there are.
-    pub fn take_broadcasts(&self, bytes: usize, count: usize) -> (Vec<Delivery>, bool) {
+    /// Adds a small message to others that wait to be sent to the same targets. Whether it could; if not, it
+    /// is to be sent with [`Node::broadcast`].
+    pub fn gather_broadcast(&self, targets: &Targets, kind: &str, body: &[u8]) -> bool {
+        self.broadcasts.state.lock().core.gather(targets, kind, body)
+    }
+
+    /// The next messages, until they have so many bytes or there are so many of them, those that arrived
+    /// together counted as one; and whether there may be more. If not,
+    /// [`crate::host::Host::broadcasts`] tells when there are.
+    pub fn take_broadcasts(&self, bytes: usize, count: usize) -> (Vec<Arrival>, bool) {
         let mut taken = Vec::new();
         let mut more = false;
         self.drive_state(Thread::User, |state, now| {
             let mut len = 0;
             while len < bytes && taken.len() < count {
-                let Some(delivery) = state.core.poll_delivery() else { break };
-                len += delivery.body.len();
-                taken.push(delivery);
+                let Some(arrival) = state.core.poll_arrival() else { break };
+                len += arrival.len();
+                taken.push(arrival);
             }
             more = state.core.has_delivery();
             state.told = more;
@@ -83,7 +90,7 @@ impl Node {
         (taken, more)
     }
 
-    /// The length of the next message; 0 if there is none.
+    /// The bytes of what [`Node::take_broadcasts`] would take first; 0 if there is nothing.
     pub fn next_broadcast_len(&self) -> usize {
         self.broadcasts.state.lock().core.next_delivery_len()
     }

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -277,6 +277,11 @@ impl Node {
     /// The id of a reachable node of that name.
     pub fn id_of(&self, name: &str) -> Option<NodeId> {
         self.published.load().table.id_of(name)
+    }
+
+    /// Whether this is the forwarding table at present, as [`Node::table`] gave it.
+    pub fn has_table(&self, known: &Weak<ForwardingTable>) -> bool {
+        std::ptr::eq(Arc::as_ptr(&self.published.load().table), known.as_ptr())
     }
 
     /// The other end of the link that leads to `id`.

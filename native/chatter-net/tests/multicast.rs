@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use chatter_core::broadcast::Targets;
 use chatter_core::broadcast::payload::Packed;
+use chatter_core::broadcast::{Arrival, Targets};
 use chatter_core::control::ControlEvent;
+use chatter_core::wire::bcast::next_message;
 use chatter_core::wire::datagram::MAX_MESSAGE_BODY;
 use chatter_net::channel::Channel;
 use chatter_net::config::{Interfaces, MulticastConfig};
@@ -104,7 +105,18 @@ fn messages_come_through() {
 /// The numbers of the broadcasts that a node has got.
 fn taken(peer: &Peer, into: &mut Vec<u32>) {
     let (taken, _) = peer.node.take_broadcasts(1 << 20, 1_000);
-    into.extend(taken.iter().map(|d| u32::from_be_bytes(d.body[..].try_into().unwrap())));
+    let number = |body: &[u8]| u32::from_be_bytes(body.try_into().unwrap());
+    for arrival in &taken {
+        match arrival {
+            Arrival::One(delivery) => into.push(number(&delivery.body)),
+            Arrival::Run(run) => {
+                let mut rest = &run.messages[..];
+                while let Some(message) = next_message(&mut rest).unwrap() {
+                    into.push(number(message.body));
+                }
+            }
+        }
+    }
 }
 
 /// Given five nodes that hear each other, expect broadcasts to leave as one datagram and one packet, to

@@ -1,8 +1,9 @@
-//! Messages to many nodes: the calls of `chatter_broadcast` and of those who send.
+//! Messages to many nodes: the calls of `chatter_broadcast` and of those who send. `small` sends those
+//! that are small, and `fetch` takes what has come.
 
 use bytes::Bytes;
 use chatter_core::broadcast::payload::{Packed, pack};
-use chatter_core::broadcast::{Delivery, SendError, Targets};
+use chatter_core::broadcast::{SendError, Targets};
 use chatter_core::ids::NodeId;
 use chatter_net::node::Node;
 use rustler::{Atom, Binary, Encoder, Env, LocalPid, NifResult, Reference, Term};
@@ -12,13 +13,6 @@ use crate::host::bin;
 use crate::info::ask;
 use crate::node::{current, set_broadcaster};
 use crate::pinned;
-
-/// Bytes and messages that one call of `broadcast_fetch` gives: well below a millisecond.
-const FETCH_BYTES: usize = 256 * 1024;
-const FETCH_COUNT: usize = 256;
-
-/// Longer messages are for `broadcast_fetch_large`, on a dirty scheduler.
-const LARGE: usize = 64 * 1024;
 
 /// `broadcast_send(all | [Name], Type, Body) -> ok | full | {error, too_large | not_started}`, for bodies
 /// up to 64 KiB.
@@ -58,68 +52,12 @@ fn send<'a>(env: Env<'a>, targets: Term<'a>, kind: &str, body: &Binary<'a>) -> N
     })
 }
 
-fn id_of(node: &Node, name: &str) -> NodeId {
+/// The node that a name means, whether it can be reached or not.
+pub(crate) fn id_of(node: &Node, name: &str) -> NodeId {
     if name == node.me.name {
         return node.me.id;
     }
     node.id_of(name).unwrap_or_else(|| NodeId::for_name(name))
-}
-
-/// `broadcast_fetch() -> {[{Origin, Type, Body, none | {Ticket, Seq}}], more | large | idle}`; after
-/// `idle` the owner gets `chatter_broadcasts` when there are some.
-#[rustler::nif]
-fn broadcast_fetch(env: Env) -> Term {
-    let Some(node) = current() else { return nothing(env) };
-    if node.next_broadcast_len() > LARGE {
-        return (Vec::<Term>::new(), atoms::large()).encode(env);
-    }
-    // Of several small ones before a large one, all are taken with it: at most one is large.
-    fetch(env, &node, LARGE)
-}
-
-/// The same when the next one is large.
-#[rustler::nif(schedule = "DirtyCpu")]
-fn broadcast_fetch_large(env: Env) -> Term {
-    current().map_or_else(|| nothing(env), |node| fetch(env, &node, FETCH_BYTES))
-}
-
-fn nothing(env: Env) -> Term {
-    (Vec::<Term>::new(), atoms::idle()).encode(env)
-}
-
-fn fetch<'a>(env: Env<'a>, node: &Node, bytes: usize) -> Term<'a> {
-    let (taken, more) = node.take_broadcasts(bytes, FETCH_COUNT);
-    let table = node.table();
-    let origin_of = |delivery: &Delivery| {
-        if delivery.origin == node.me.id {
-            return bin(env, &node.me.name);
-        }
-        match table.route(delivery.origin).filter(|route| !route.name.is_empty()) {
-            Some(route) => bin(env, &route.name),
-            None => bin(env, &delivery.origin.to_string()),
-        }
-    };
-    // Mostly many follow each other that are of one origin and type: they share the terms.
-    let mut before: Option<(&Delivery, Term, Term)> = None;
-    let mut messages: Vec<Term> = Vec::with_capacity(taken.len());
-    for delivery in &taken {
-        let origin = match before {
-            Some((known, origin, _)) if known.origin == delivery.origin => origin,
-            _ => origin_of(delivery),
-        };
-        let kind = match before {
-            Some((known, _, kind)) if known.kind == delivery.kind => kind,
-            _ => bin(env, &delivery.kind),
-        };
-        before = Some((delivery, origin, kind));
-        let ticket = match delivery.ticket {
-            Some(ticket) => (ticket, delivery.seq).encode(env),
-            None => atoms::none().encode(env),
-        };
-        let body: Term = rustler::NewBinary::from_slice(env, &delivery.body).into();
-        messages.push((origin, kind, body, ticket).encode(env));
-    }
-    (messages, if more { atoms::more() } else { atoms::idle() }).encode(env)
 }
 
 /// `broadcast_dispatched(Ticket, Seq, unchanged | Body) -> ok`: what travels on in place of a message.

@@ -7,6 +7,8 @@ mod atoms;
 mod broadcast;
 mod channel;
 mod config;
+mod etf;
+mod fetch;
 mod found;
 mod host;
 mod info;
@@ -16,6 +18,7 @@ mod node;
 mod pinned;
 mod post;
 mod sink;
+mod small;
 mod waiting;
 
 fn load(_env: rustler::Env, _info: rustler::Term) -> bool {

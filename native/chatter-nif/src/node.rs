@@ -29,6 +29,11 @@ pub(crate) fn current() -> Option<Arc<Node>> {
     RUNNING.load().as_ref().map(|running| running.node.clone())
 }
 
+/// What `f` makes of the node, if one is started: for short calls that come often.
+pub(crate) fn with_current<T>(f: impl FnOnce(&Node) -> T) -> Option<T> {
+    RUNNING.load().as_ref().map(|running| f(&running.node))
+}
+
 /// `node_start(Config) -> {ok, #{port => Port | none, id => Id}} | {error, Line | already_started}`.
 /// Events go to the caller.
 #[rustler::nif(schedule = "DirtyCpu")]

@@ -5,7 +5,7 @@
 //!   node took along when it went;
 //! * `casts` sends them by multicast first, to those known to hear it (`hearer`);
 //! * `answers` acknowledges what came by multicast, and asks for what did not;
-//! * `order` delivers them;
+//! * `order` delivers them, and `arrivals` keeps them until they are taken;
 //! * [`payload`] compresses them.
 //!
 //! A node that gets messages becomes responsible for the targets that come with them. It tells the node
@@ -13,10 +13,11 @@
 //! died. Duplicates that arise from this are dropped by number.
 //!
 //! [`Broadcast`] is driven like [`Control`](crate::control::Control): calls, then `poll_transmit`,
-//! `poll_routed`, `poll_datagram` and `poll_delivery` until each is empty; `poll_timeout` says when to
+//! `poll_routed`, `poll_datagram` and `poll_arrival` until each is empty; `poll_timeout` says when to
 //! come back.
 
 mod answers;
+mod arrivals;
 mod casts;
 mod changes;
 mod config;
@@ -28,50 +29,35 @@ mod outbox;
 mod pace;
 pub mod payload;
 pub mod plan;
+mod receive;
 mod stats;
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use lru::LruCache;
 
 use crate::ids::{Incarnation, NodeId};
 use crate::routes::ForwardingTable;
 use crate::wire::PacketType;
-use crate::wire::bcast::{BCAST_HOPS, Bcast, BcastAck, Fate, Message, Part, Target, next_message};
+use crate::wire::bcast::{BCAST_HOPS, Bcast, BcastAck, Fate, Target};
 use crate::wire::packet::Packet;
 use crate::wire::reader::WireError;
 use answers::Answers;
+use arrivals::Arrivals;
+pub use arrivals::{Arrival, Delivery, Run};
 use casts::Casts;
 pub use casts::Datagram;
 pub use config::BroadcastConfig;
 use custody::{Custodies, Parent};
-use order::{Order, Piece, Taken};
+use order::Order;
 pub use outbox::{SendError, Targets};
 pub use stats::BroadcastStats;
 
 /// How long the messages of a type that this node changes wait for that before they go on unchanged.
 pub const DISPATCH_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// A message for the user of this node.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Delivery {
-    /// Who sent it first.
-    pub origin: NodeId,
-    /// Its number there.
-    pub seq: u64,
-    /// Its type.
-    pub kind: Box<str>,
-    /// What it says.
-    pub body: Bytes,
-    /// To be named in [`Broadcast::dispatched`], if others wait for what becomes of it here.
-    pub ticket: Option<u64>,
-    life: Incarnation,
-    custody: u64,
-}
 
 /// See the [module](self).
 pub struct Broadcast {
@@ -87,7 +73,7 @@ pub struct Broadcast {
     gaps: BTreeMap<NodeId, Instant>,
     /// Types that the user of this node may change.
     handled: HashSet<String>,
-    deliveries: VecDeque<Delivery>,
+    arrivals: Arrivals,
     stats: BroadcastStats,
 }
 
@@ -106,7 +92,7 @@ impl Broadcast {
             origins: LruCache::new(nodes),
             gaps: BTreeMap::new(),
             handled: HashSet::new(),
-            deliveries: VecDeque::new(),
+            arrivals: Arrivals::default(),
             stats: BroadcastStats::default(),
         }
     }
@@ -154,6 +140,18 @@ impl Broadcast {
         }
         self.settle(now);
         Ok(())
+    }
+
+    /// Adds a message to those for the same targets that are being gathered. Whether it could: if not, it
+    /// is to be sent with [`Broadcast::send`]. Nothing has to be polled after it.
+    pub fn gather(&mut self, targets: &Targets, kind: &str, body: &[u8]) -> bool {
+        let under_way = self.custodies.own_bytes();
+        let gathered = under_way > 0
+            && under_way < self.config.window
+            && body.len() <= self.config.max_message
+            && self.outbox.gather(targets, kind, body);
+        self.stats.sent += u64::from(gathered);
+        gathered
     }
 
     /// A BCAST or BCAST_ACK came from a neighbour.
@@ -227,34 +225,6 @@ impl Broadcast {
         self.custodies.poll_transmit()
     }
 
-    /// The next message for the user. What was sent to this node counts as arrived with this.
-    pub fn poll_delivery(&mut self) -> Option<Delivery> {
-        let delivery = self.deliveries.pop_front()?;
-        self.stats.delivered += 1;
-        self.custodies.delivered(delivery.custody);
-        let order = self.origins.peek_mut(&delivery.origin);
-        if let Some(order) = order.filter(|order| order.incarnation == delivery.life) {
-            order.delivered(delivery.seq);
-        }
-        Some(delivery)
-    }
-
-    /// Whether there are messages for the user.
-    pub fn has_delivery(&self) -> bool {
-        !self.deliveries.is_empty()
-    }
-
-    /// The length of the next message for the user; 0 if there is none.
-    pub fn next_delivery_len(&self) -> usize {
-        self.deliveries.front().map_or(0, |delivery| delivery.body.len())
-    }
-
-    /// To be called when deliveries were polled: lets others know, and sends what waited for it.
-    pub fn end_deliveries(&mut self, now: Instant) {
-        self.answers.taken(now, &self.origins);
-        self.settle(now);
-    }
-
     /// When to call [`Broadcast::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Instant> {
         let gap = self.gaps.values().min().map(|since| *since + self.config.gap_timeout);
@@ -300,102 +270,5 @@ impl Broadcast {
     fn forward(&mut self, now: Instant, custody: u64, targets: Vec<Target>) {
         let targets = self.casts.send(now, custody, targets, &mut self.custodies, &mut self.stats);
         self.custodies.send_out(now, custody, &targets, &self.table, &mut self.stats);
-    }
-
-    fn take_in(&mut self, now: Instant, from: NodeId, mut bcast: Bcast) {
-        self.stats.packets_in += 1;
-        let at = bcast.targets.iter().position(|target| target.id == self.me);
-        let own = at.map(|at| bcast.targets.remove(at));
-        let full = self.custodies.bytes() > self.config.memory;
-        if full || (bcast.hop_limit <= 1 && !bcast.targets.is_empty()) {
-            self.stats.busy += 1;
-            return self.custodies.refuse(from, bcast.number);
-        }
-        let parent = Parent::Link(from, bcast.number);
-        let custody = self.custodies.add(bcast.batch, bcast.hop_limit - 1, parent);
-        // Another life of this node was meant: then it is relayed, and not delivered.
-        let mine = own.filter(|own| own.life == self.outbox.life_tag());
-        let waits =
-            mine.is_some_and(|own| self.deliver(now, custody, own.prev, !bcast.targets.is_empty()));
-        if waits {
-            self.custodies.defer(now, custody, bcast.targets);
-        } else {
-            self.forward(now, custody, bcast.targets);
-        }
-    }
-
-    /// Takes the messages of a custody for this node. Whether some are changed here before they go on.
-    fn deliver(&mut self, now: Instant, custody: u64, mut prev: u64, goes_on: bool) -> bool {
-        let Some(batch) = self.custodies.batch(custody) else { return false };
-        let (origin, limit) = (batch.origin, self.config.max_message);
-        let known = self.origins.get(&origin).map(|order| order.incarnation);
-        if known.is_some_and(|known| known > batch.incarnation) {
-            return false;
-        }
-        if known != Some(batch.incarnation) {
-            let fresh = Order::new(batch.incarnation, limit);
-            // A former life of it, or another origin that has been silent for long.
-            if let Some((former, order)) = self.origins.push(origin, fresh) {
-                order.into_custodies().for_each(|custody| self.custodies.delivered(custody));
-                self.gaps.remove(&former);
-                self.answers.gap(now, former, None);
-            }
-        }
-        let Some(order) = self.origins.peek_mut(&origin) else { return false };
-        let (mut taken, mut changes) = (Vec::new(), Vec::new());
-        let (mut rest, mut seq) = (&batch.messages[..], batch.first);
-        // They were read once already, so no error can come of it.
-        while let Ok(Some(message)) = next_message(&mut rest) {
-            if order.is_known(seq) {
-                self.stats.duplicates += 1;
-            } else {
-                let Message { part, lz4, kind, body } = message;
-                if goes_on && part == Part::Whole && self.handled.contains(kind) {
-                    changes.push(seq);
-                }
-                let body = batch.messages.slice_ref(body);
-                let piece = Piece { part, lz4, kind: kind.into(), body, custody };
-                self.custodies.wait(custody);
-                order.accept(now, seq, prev, piece, &mut taken);
-            }
-            prev = seq;
-            seq += 1;
-        }
-        let waits = !changes.is_empty();
-        self.custodies.set_changes(custody, changes);
-        self.after_order(now, origin, taken);
-        waits
-    }
-
-    fn after_order(&mut self, now: Instant, origin: NodeId, taken: Vec<Taken>) {
-        let life = self.origins.peek(&origin).map_or(Incarnation(0), |order| order.incarnation);
-        for taken in taken {
-            match taken {
-                Taken::Part(piece) => self.custodies.delivered(piece.custody),
-                Taken::Damaged(piece) => {
-                    self.stats.damaged += 1;
-                    self.custodies.delivered(piece.custody);
-                }
-                Taken::Whole(seq, piece) => {
-                    let ticket = self.custodies.wants(piece.custody, seq);
-                    self.deliveries.push_back(Delivery {
-                        origin,
-                        seq,
-                        kind: piece.kind,
-                        body: piece.body,
-                        ticket: ticket.then_some(piece.custody),
-                        life,
-                        custody: piece.custody,
-                    });
-                }
-            }
-        }
-        let order = self.origins.peek(&origin);
-        let gap = order.and_then(|order| Some((order.gap_since?, order.received())));
-        match gap {
-            Some((since, _)) => _ = self.gaps.insert(origin, since),
-            None => _ = self.gaps.remove(&origin),
-        }
-        self.answers.gap(now, origin, gap.map(|(_, received)| received));
     }
 }

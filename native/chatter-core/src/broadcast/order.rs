@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::payload::{Packed, unpack};
 use crate::ids::Incarnation;
-use crate::wire::bcast::Part;
+use crate::wire::bcast::{Part, next_message};
 use crate::wire::cast::Gap;
 
 /// A message, or a part of one, that is kept.
@@ -49,7 +49,7 @@ pub(super) struct Order {
     /// All up to this number were delivered, or are not for this node.
     highest: u64,
     /// Whole messages that the user has not taken yet, and the last that it has.
-    waiting: usize,
+    waiting: u64,
     taken: u64,
     held: BTreeMap<u64, Held>,
     assembly: Option<Assembly>,
@@ -75,10 +75,10 @@ impl Order {
         if self.waiting == 0 { self.highest } else { self.taken }
     }
 
-    /// The user has taken a message.
-    pub fn delivered(&mut self, seq: u64) {
-        self.waiting = self.waiting.saturating_sub(1);
-        self.taken = self.taken.max(seq);
+    /// The user has taken so many messages, up to `last`.
+    pub fn delivered(&mut self, last: u64, count: u64) {
+        self.waiting = self.waiting.saturating_sub(count);
+        self.taken = self.taken.max(last);
     }
 
     /// What is known to be missing, at most `limit` gaps, and the highest number that is here; should
@@ -100,6 +100,30 @@ impl Order {
     /// Whether a piece has come already.
     pub fn is_known(&self, seq: u64) -> bool {
         seq <= self.highest || self.held.contains_key(&seq)
+    }
+
+    /// Takes the messages of a batch behind `prev` at once, and tells how many they are. `None`, and nothing
+    /// is taken, unless all of them can be delivered now, as they stand: they are the next ones, whole and
+    /// not compressed.
+    pub fn accept_run(&mut self, prev: u64, first: u64, messages: &[u8]) -> Option<u64> {
+        let next = prev <= self.highest && self.highest < first;
+        if !next || !self.held.is_empty() || self.assembly.is_some() {
+            return None;
+        }
+        let (mut rest, mut count) = (messages, 0);
+        while let Some(message) = next_message(&mut rest).ok()? {
+            let plain = message.part == Part::Whole && !message.lz4;
+            if !plain || message.body.len() > self.limit {
+                return None;
+            }
+            count += 1;
+        }
+        if count == 0 {
+            return None;
+        }
+        self.highest = first + count - 1;
+        self.waiting += count;
+        Some(count)
     }
 
     /// Takes a piece that is not known; `out` gets what can be delivered now.

@@ -121,6 +121,25 @@ impl Outbox {
         }
     }
 
+    /// Adds a message to the batch that is open. Whether it could: there is one, for these targets, and with
+    /// room.
+    pub fn gather(&mut self, targets: &Targets, kind: &str, body: &[u8]) -> bool {
+        let len = body.len() + kind.len() + 5;
+        let Some(open) = &mut self.open else { return false };
+        if self.cut_at > 0
+            || body.len() > PART_BYTES
+            || kind.len() > 255
+            || open.messages.len() + len > BATCH_BYTES
+            || open.targets != *targets
+        {
+            return false;
+        }
+        let message = Message { part: Part::Whole, lz4: false, kind, body };
+        put_message(&mut open.messages, &message);
+        open.count += 1;
+        true
+    }
+
     /// When a batch has waited long enough.
     pub fn timeout(&self) -> Option<Instant> {
         self.open.as_ref().map(|open| open.since + GATHER)

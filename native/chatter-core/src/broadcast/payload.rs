@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 
-/// Shorter messages are not worth the try.
-const PACK_MIN: usize = 256;
+/// Shorter messages are not worth the try: [`pack`] leaves them as they are.
+pub const PACK_MIN: usize = 256;
 
 /// A message as it travels.
 #[derive(Clone, PartialEq, Eq, Debug)]
