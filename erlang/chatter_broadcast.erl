@@ -463,9 +463,12 @@ give_all(_, _, Credit, _, []) ->
 give_all(_, _, 0, _, Msgs) ->
     ok = count(subscriber_drops, length(Msgs)),
     0;
+give_all(Pid, Atom, 1, From, [Msg | Rest]) ->
+    Pid ! {chatter_broadcast, From, Msg},
+    Pid ! {chatter_broadcast_passive, Atom},
+    give_all(Pid, Atom, 0, From, Rest);
 give_all(Pid, Atom, Credit, From, [Msg | Rest]) ->
     Pid ! {chatter_broadcast, From, Msg},
-    _ = [Pid ! {chatter_broadcast_passive, Atom} || Credit =:= 1],
     give_all(Pid, Atom, Credit - 1, From, Rest).
 
 %% With the origin of the message before, and what it is called. A node without a name is shown by

@@ -11,16 +11,16 @@ use rustler::{Binary, Term, TermType};
 /// The version that every encoded term begins with.
 pub(crate) const VERSION: u8 = 131;
 
-const NEW_FLOAT: u8 = 70;
-const SMALL_INTEGER: u8 = 97;
-const INTEGER: u8 = 98;
+pub(crate) const NEW_FLOAT: u8 = 70;
+pub(crate) const SMALL_INTEGER: u8 = 97;
+pub(crate) const INTEGER: u8 = 98;
 pub(crate) const SMALL_TUPLE: u8 = 104;
-const NIL: u8 = 106;
-const LIST: u8 = 108;
-const BINARY: u8 = 109;
+pub(crate) const NIL: u8 = 106;
+pub(crate) const LIST: u8 = 108;
+pub(crate) const BINARY: u8 = 109;
 const SMALL_BIG: u8 = 110;
 const MAP: u8 = 116;
-const SMALL_ATOM_UTF8: u8 = 119;
+pub(crate) const SMALL_ATOM_UTF8: u8 = 119;
 
 /// How deep a term may be.
 const MAX_DEPTH: usize = 16;

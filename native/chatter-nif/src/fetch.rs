@@ -13,6 +13,7 @@ use crate::atoms;
 use crate::etf;
 use crate::host::bin;
 use crate::node::current;
+use crate::terms::Terms;
 
 /// Bytes, and messages or binaries with many of them, that one call of `broadcast_fetch` gives: well below
 /// a millisecond.
@@ -25,7 +26,7 @@ const LARGE: usize = 64 * 1024;
 /// How long one call of `broadcast_decode` goes on, looked at after so many messages, the longest message
 /// that it takes, and how many of them.
 const DECODE_TIME: Duration = Duration::from_micros(200);
-const DECODE_STEP: usize = 4;
+const DECODE_STEP: usize = 8;
 const DECODE_LEN: usize = 1024;
 const DECODE_COUNT: usize = 1024;
 
@@ -175,6 +176,7 @@ fn broadcast_decode<'a>(
 ) -> NifResult<Term<'a>> {
     let mut rest = run.as_slice().get(at..).ok_or(Error::BadArg)?;
     let (mut messages, mut bad) = (Vec::with_capacity(256), 0_u64);
+    let mut terms = Terms::new(env);
     let began = Instant::now();
     for n in 1..=DECODE_COUNT {
         let mut ahead = rest;
@@ -183,7 +185,8 @@ fn broadcast_decode<'a>(
         let is_kind = |term: &Term| {
             etf::elements(term).and_then(|all| all.first().copied()) == Some(kind.as_c_arg())
         };
-        match env.binary_to_term(plain).map(|(term, _)| term).filter(is_kind) {
+        let term = terms.read(&plain[1..]).or_else(|| Some(env.binary_to_term(plain)?.0));
+        match term.filter(is_kind) {
             Some(term) => messages.push(term),
             None => bad += 1,
         }

@@ -19,6 +19,7 @@ mod pinned;
 mod post;
 mod sink;
 mod small;
+mod terms;
 mod waiting;
 
 fn load(_env: rustler::Env, _info: rustler::Term) -> bool {
