@@ -9,7 +9,6 @@
 
 -export([new/0, start_link/0, own/0, tell/1, send/3, resolve/1, add_handler/1, remove_handler/1,
          subscribe/2, unsubscribe/1, figures/0]).
--export([encode/1, decode/2]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
 
 -export_type([net_id/0, target/0, targets/0, handler/0]).
@@ -44,7 +43,6 @@
 -define(HEAP, 32768).
 
 -define(MAX_TYPE, 255).
--define(MAX_NETIDS, 4096).
 
 %% How long the control plane may take to answer.
 -define(ANSWER_MS, 5000).
@@ -144,11 +142,8 @@ net_ids() ->
                 true -> receive {Ref, Answer} -> Answer after ?ANSWER_MS -> [] end;
                 false -> []
             end,
-    maps:from_list([{{net_id, ip(Ip), Port}, Name}
+    maps:from_list([{{net_id, chatter_broadcast_bytes:ip(Ip), Port}, Name}
                     || {Name, At} <- Nodes, Name =/= <<>>, {Ip, Port} <- At]).
-
-ip(<<A, B, C, D>>) -> {A, B, C, D};
-ip(Ip) -> list_to_tuple([Word || <<Word:16>> <= Ip]).
 
 %% @doc Adds or replaces the handler of a type.
 -spec add_handler(handler()) -> ok | {error, badarg}.
@@ -193,51 +188,8 @@ type_text(Type) ->
     true = byte_size(Text) =< ?MAX_TYPE,
     Text.
 
-%% ===== bytes; docs/wire-format.md, "Broadcasts" =====
-
-%% @doc The bytes of a message: table of NetIDs, then what the handler makes of it.
--spec encode(tuple()) -> binary().
 encode(Msg) ->
-    case handler(atom_to_binary(element(1, Msg))) of
-        #{encode_with := Encode} = Handler ->
-            Ids = lists:usort((maps:get(extract_netids, Handler, fun(_) -> [] end))(Msg)),
-            Map = maps:from_list(lists:zip(Ids, lists:seq(0, length(Ids) - 1))),
-            Table = << <<(net_id_bytes(Id))/binary>> || Id <- Ids >>,
-            <<(varint(length(Ids)))/binary, Table/binary, (Encode(Msg, Map))/binary>>;
-        _ -> <<0, (term_to_binary(Msg))/binary>>
-    end.
-
-%% @doc The message again. Fails if the bytes are none of that type.
--spec decode(binary(), binary()) -> tuple().
-decode(Type, Bytes) ->
-    decode(Type, Bytes, handler(Type)).
-
-decode(Type, Bytes, Handler) ->
-    {N, Rest} = varint_of(Bytes),
-    true = N =< ?MAX_NETIDS,
-    {Map, Body} = net_ids_of(N, 0, Rest, #{}),
-    Msg = case Handler of
-              #{decode_with := Decode} -> element(1, Decode(Body, Map));
-              _ -> binary_to_term(Body, [safe])
-          end,
-    Type = atom_to_binary(element(1, Msg)),
-    Msg.
-
-net_id_bytes({net_id, {A, B, C, D}, Port}) -> <<4, A, B, C, D, Port:16>>;
-net_id_bytes({net_id, Ip, Port}) ->
-    <<6, << <<Word:16>> || Word <- tuple_to_list(Ip) >>/binary, Port:16>>.
-
-net_ids_of(N, N, Rest, Map) -> {Map, Rest};
-net_ids_of(N, I, <<4, Ip:4/binary, Port:16, Rest/binary>>, Map) ->
-    net_ids_of(N, I + 1, Rest, Map#{I => {net_id, ip(Ip), Port}});
-net_ids_of(N, I, <<6, Ip:16/binary, Port:16, Rest/binary>>, Map) ->
-    net_ids_of(N, I + 1, Rest, Map#{I => {net_id, ip(Ip), Port}}).
-
-varint(N) when N < 128 -> <<N>>;
-varint(N) -> <<1:1, N:7, (varint(N bsr 7))/binary>>.
-
-varint_of(<<0:1, N:7, Rest/binary>>) -> {N, Rest};
-varint_of(<<1:1, Low:7, 0:1, High:7, Rest/binary>>) -> {High bsl 7 bor Low, Rest}.
+    chatter_broadcast_bytes:encode(Msg, handler(atom_to_binary(element(1, Msg)))).
 
 handler(Type) ->
     case ets:lookup(?TABLE, {handler, Type}) of
@@ -371,7 +323,7 @@ keep(Type, Subscribers) ->
     ok.
 
 deliver({Origin, Type, Bytes, Ticket}, Handler, {Subscribers, Node}) ->
-    try decode(Type, Bytes, Handler) of
+    try chatter_broadcast_bytes:decode(Type, Bytes, Handler) of
         Msg ->
             done(Ticket, dispatch(Handler, Type, Msg)),
             {_, From} = Known = node_of(Origin, Node),
@@ -401,7 +353,7 @@ native(Origin, Type, Atom, Run, At, {Subscribers, Node} = Acc) ->
     case chatter_nif:broadcast_decode(Atom, Run, At) of
         {_, _, At} ->
             <<_:At/binary, Left/binary>> = Run,
-            {Body, Rest} = first(Left),
+            {Body, Rest} = chatter_broadcast_bytes:first(Left),
             After = deliver({Origin, Type, Body, none}, none, Acc),
             native(Origin, Type, Atom, Run, byte_size(Run) - byte_size(Rest), After);
         {Msgs, Bad, Next} ->
@@ -414,12 +366,8 @@ native(Origin, Type, Atom, Run, At, {Subscribers, Node} = Acc) ->
 own(_, _, <<>>, _, Acc) ->
     Acc;
 own(Origin, Type, Run, Handler, Acc) ->
-    {Body, Rest} = first(Run),
+    {Body, Rest} = chatter_broadcast_bytes:first(Run),
     own(Origin, Type, Rest, Handler, deliver({Origin, Type, Body, none}, Handler, Acc)).
-
-%% The first message of a run, as it stands in packets, and what is behind it.
-first(<<_Flags, Len, _:Len/binary, Size:24, Body:Size/binary, Rest/binary>>) ->
-    {Body, Rest}.
 
 done(none, _) -> ok;
 done({Ticket, Seq}, unchanged) -> chatter_nif:broadcast_dispatched(Ticket, Seq, unchanged);
