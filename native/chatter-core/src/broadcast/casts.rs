@@ -21,7 +21,7 @@ use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 
 use super::BroadcastStats;
-use super::custody::{Custodies, RESEND_AFTER};
+use super::custody::Custodies;
 use super::hearer::Hearer;
 use super::pace::Pace;
 use crate::ids::{Incarnation, NodeId};
@@ -32,6 +32,9 @@ use crate::wire::datagram::{MAX_MESSAGE_BODY, kind};
 
 /// A CAST is sent so often besides the first time.
 const MAX_REPAIRS: u8 = 3;
+
+/// Who has received a CAST and not taken it within this is left to links.
+const TAKE_WITHIN: Duration = Duration::from_secs(3);
 
 /// Those who ask for the same at about the same time get one answer.
 const REPAIR_PAUSE: Duration = Duration::from_millis(10);
@@ -327,13 +330,13 @@ impl Casts {
                 }
             }
             let late = |_: &NodeId, waiting: &Waiting| {
-                waiting.received.is_none_or(|at| at + RESEND_AFTER <= now)
+                waiting.received.is_none_or(|at| at + TAKE_WITHIN <= now)
             };
             self.leave(now, key, late, custodies, table, stats);
             if let Some(sent) = self.sent.get_mut(&key) {
                 self.due.remove(&(sent.due, key));
                 let oldest = sent.waiting.values().filter_map(|waiting| waiting.received).min();
-                sent.due = oldest.unwrap_or(now) + RESEND_AFTER;
+                sent.due = oldest.unwrap_or(now) + TAKE_WITHIN;
                 self.due.insert((sent.due, key));
             }
         }

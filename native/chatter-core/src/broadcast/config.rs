@@ -11,7 +11,8 @@ pub struct BroadcastConfig {
     pub memory: usize,
     /// Bytes of the largest message.
     pub max_message: usize,
-    /// How long a target may be without a route until it is given up.
+    /// How long a target may be without a route until it is given up. A silent link must be given up half
+    /// a second sooner.
     pub patience: Duration,
     /// How long a missing message holds up those behind it.
     pub gap_timeout: Duration,

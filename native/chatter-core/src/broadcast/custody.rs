@@ -12,9 +12,8 @@ use crate::routes::ForwardingTable;
 use crate::wire::bcast::{BCAST_HOPS, Batch, Bcast, BcastAck, Fate, MAX_TARGETS, Target};
 use crate::wire::packet::Packet;
 
-/// What a neighbour has not answered for so long is planned anew: a full queue on the way may have dropped
-/// it, or somebody behind takes nothing.
-pub(super) const RESEND_AFTER: Duration = Duration::from_secs(3);
+/// By how much a link that is silent is given up sooner than a target without a route, at least.
+const SOONER: Duration = Duration::from_millis(500);
 
 /// What a neighbour had no memory for is sent again after this long.
 const BUSY_RETRY: Duration = Duration::from_millis(100);
@@ -82,6 +81,13 @@ pub(super) struct Custodies {
 
 /// What a packet costs besides its messages.
 const OVERHEAD: usize = 256;
+
+/// What a neighbour has not answered for so long is planned anew: a full queue on the way may have dropped
+/// it, or somebody behind takes nothing. When a node behind has gone silently, it takes until its links are
+/// given up, and then `patience` until it is: nothing is gained by sending to all behind again before.
+fn resend_after(patience: Duration) -> Duration {
+    (2 * patience).saturating_sub(SOONER).max(patience)
+}
 
 impl Custodies {
     pub fn new(life: Incarnation) -> Self {
@@ -328,7 +334,8 @@ impl Custodies {
         stats: &mut BroadcastStats,
     ) {
         // In the order of their numbers, they are in that of their times.
-        let silent = self.transfers.iter().take_while(|(_, t)| t.sent + RESEND_AFTER <= now);
+        let resend = resend_after(patience);
+        let silent = self.transfers.iter().take_while(|(_, t)| t.sent + resend <= now);
         let silent: Vec<u64> = silent.map(|(number, _)| *number).collect();
         self.send_again(now, silent, table, stats);
         self.retry(now, table, stats, false);
@@ -343,7 +350,7 @@ impl Custodies {
         let parked = self.parked.iter().map(|p| p.retry.unwrap_or(p.since + patience)).min();
         // The first came first, and all wait equally long.
         let dispatch = self.deferred.first().and_then(|id| self.custodies.get(id)?.dispatch_by);
-        let resend = self.transfers.values().next().map(|t| t.sent + RESEND_AFTER);
+        let resend = self.transfers.values().next().map(|t| t.sent + resend_after(patience));
         [parked, dispatch, resend].into_iter().flatten().min()
     }
 
