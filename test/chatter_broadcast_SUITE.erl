@@ -1,4 +1,6 @@
 %% Messages to many nodes, over real ones.
+%%
+%% CHATTER_KILLS: in how many broadcasts a node is killed in killed_in_the_middle; CHATTER_SEED.
 -module(chatter_broadcast_SUITE).
 -behaviour(ct_suite).
 
@@ -12,12 +14,15 @@
 
 -define(TIMEOUT_MS, 20000).
 
+%% One of each kind in each network.
+-define(KILLS, 6).
+
 suite() -> [{timetrap, {seconds, 90}}].
 
 all() ->
     [api, net_ids, line, star, mesh, changed_on_the_way, subscriber_credit, unknown_type,
      bad_handler, undecodable, small_terms, many, many_decoded, large, killed_delegate,
-     late_joiner, crash_of_the_process, not_started].
+     killed_in_the_middle, late_joiner, crash_of_the_process, not_started].
 
 init_per_suite(Config) ->
     case filelib:is_regular(chatter_cluster:native_lib()) of
@@ -322,6 +327,30 @@ killed_delegate(_Config) ->
     chatter_cluster:kill9(Second),
     [await(N, greeting, [{NodeA, {greeting, I}} || I <- lists:seq(1, 1000)]) || N <- Others].
 
+%% Given a node in the middle of the tree that is killed while a message is on its way, expect it
+%% at all who live, once and within two seconds.
+killed_in_the_middle() ->
+    [{timetrap, {seconds, 120 + 20 * setting("CHATTER_KILLS", ?KILLS)}}].
+
+killed_in_the_middle(_Config) ->
+    Kills = setting("CHATTER_KILLS", ?KILLS),
+    Seed = setting("CHATTER_SEED", erlang:system_time(second) rem 1000000),
+    ct:pal("CHATTER_SEED=~b CHATTER_KILLS=~b", [Seed, Kills]),
+    Results = lists:append([chatter_broadcast_kills:run(Shape, Rounds, Seed)
+                            || {Shape, Rounds} <- [{mesh, (Kills + 1) div 2},
+                                                   {cube, Kills div 2}]]),
+    [begin
+         Of = [R || #{way := W} = R <- Results, W =:= Way],
+         Late = lists:sort([L || #{late_ms := L} <- Of]),
+         Anew = length([yes || #{replanned := N} <- Of, N > 0]),
+         Median = lists:nth((length(Late) + 1) div 2, Late),
+         ct:pal("~p: ~b kills, planned anew after ~b; late at most ~.1f ms, median ~.1f ms",
+                [Way, length(Of), Anew, lists:last(Late), Median]),
+         %% Those who get a message from a stopped node, or one that holds it, need another way.
+         Way =:= running orelse ?assertEqual(length(Of), Anew)
+     end || Way <- lists:usort([W || #{way := W} <- Results])],
+    ?assertEqual([], [R || #{late_ms := Late} = R <- Results, Late > 2000]).
+
 %% Given a node that joins while messages are sent, expect it to get all from some point on.
 late_joiner(_Config) ->
     [A, B] = cluster([{a, []}, {b, [a]}]),
@@ -372,6 +401,12 @@ cluster(Wanted) ->
     Nodes.
 
 name(#{node := Node}) -> Node.
+
+setting(Name, Default) ->
+    case os:getenv(Name) of
+        false -> Default;
+        Value -> list_to_integer(Value)
+    end.
 
 figures(Peer) -> on(Peer, fun() -> maps:get(broadcast, chatter:info()) end).
 
