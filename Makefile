@@ -89,6 +89,7 @@ HEADERS ?= 10000000
 SIGNALS ?= 3000000
 soak: setup build                           ## long runs of the random tests; CHANGES=... of topology, SEEDS=...
 	@$(MAKE) -s soak-groups
+	@$(MAKE) -s soak-broadcast
 	@CHATTER_CHANGES=$(CHANGES) $(STEP) soak-routing "routing tables after $(CHANGES) changes" \
 	    cargo test --release --locked -p chatter-core --test routing_changes
 	@CHATTER_HEADERS=$(HEADERS) CHATTER_SEED=$(FROM) \
@@ -100,6 +101,14 @@ soak: setup build                           ## long runs of the random tests; CH
 	@$(MAKE) -s test-sim SEEDS=$(if $(filter 2000,$(SEEDS)),100000,$(SEEDS))
 	@$(STEP) cold "cold start of 1,000 simulated nodes" \
 	    cargo run --locked -p chatter-sim -- cold 1000
+
+# make soak-broadcast NODES=1000 FROM=4711; ten times as many broadcasts as nodes
+NODES ?= 1000
+.PHONY: soak-broadcast
+soak-broadcast:                             ## broadcasts in a simulated network of 1,000 of which a third dies
+	@CHATTER_NODES=$(NODES) CHATTER_SEED=$(FROM) \
+	    $(STEP) soak-broadcast "broadcasts of $(NODES) nodes of which 30 % die, seed $(FROM)" \
+	    cargo test --release --locked -p chatter-core --test broadcast_crowd -- --nocapture
 
 # make soak-groups HISTORIES=100000; CHATTER_SEED=4711 to run one again
 HISTORIES ?= 100000

@@ -2,6 +2,8 @@
 //! change of the network at a time of its own, so tables disagree for a while.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+mod map;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
@@ -10,70 +12,18 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use chatter_core::broadcast::payload::Packed;
 use chatter_core::broadcast::{Arrival, Broadcast, BroadcastConfig, Delivery, SendError, Targets};
-use chatter_core::ids::{Incarnation, LinkId, NodeId};
-use chatter_core::lsdb::{Lsdb, LsdbLimits};
-use chatter_core::routes::ForwardingTable;
-use chatter_core::wire::bcast::next_message;
+use chatter_core::ids::{Incarnation, NodeId};
+use chatter_core::lsdb::Lsdb;
+use chatter_core::wire::bcast::{Bcast, next_message};
 use chatter_core::wire::cast::CastAck;
 use chatter_core::wire::datagram::{MAX_MESSAGE_BODY, kind};
-use chatter_core::wire::lsp::{Lsp, Neighbour};
 use chatter_core::wire::routed::ROUTED_HEADER_LEN;
 use chatter_core::wire::{PACKET_HEADER_LEN, PacketType, next_packet};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 
-pub fn id(at: usize) -> NodeId {
-    // In the order of the places.
-    NodeId((at as u64 + 1) << 8)
-}
-
-pub fn place(id: NodeId) -> usize {
-    (id.0 >> 8) as usize - 1
-}
-
-/// The table of node `me` over these links, each with its number.
-pub fn table(me: usize, links: &BTreeMap<(usize, usize), u32>, lives: &[u64]) -> ForwardingTable {
-    let now = start();
-    let limits =
-        LsdbLimits { max_nodes: 65_536, max_age_s: 3_600, min_age_s: 60, purge_keep_s: 60 };
-    let mut lsdb = Lsdb::new(id(me), Incarnation(lives[me]), limits);
-    let mut around: Vec<Vec<usize>> = vec![Vec::new(); lives.len()];
-    for (a, b) in links.keys() {
-        around[*a].push(*b);
-        around[*b].push(*a);
-    }
-    for (origin, neighbours) in around.iter_mut().enumerate() {
-        neighbours.sort_unstable();
-        let neighbour = |at: &usize| Neighbour {
-            id: id(*at),
-            metric: 10,
-            incarnation: Incarnation(lives[*at]),
-        };
-        let lsp = Lsp {
-            overload: false,
-            purge: false,
-            silent: false,
-            lifetime_s: 3_600,
-            origin: id(origin),
-            incarnation: Incarnation(lives[origin]),
-            seq: 1,
-            name: Arc::from(format!("n{origin}@test")),
-            addresses: Vec::new(),
-            neighbours: neighbours.iter().map(neighbour).collect(),
-        };
-        if origin == me {
-            lsdb.originate(now, lsp);
-        } else {
-            lsdb.install(now, lsp);
-        }
-    }
-    let hop = |at: &usize| {
-        let link = links[&((*at).min(me), (*at).max(me))];
-        (Neighbour { id: id(*at), metric: 10, incarnation: Incarnation(lives[*at]) }, LinkId(link))
-    };
-    let hops: Vec<_> = around[me].iter().map(hop).collect();
-    ForwardingTable::compute(id(me), &hops, &lsdb)
-}
+#[allow(unused_imports, reason = "each test file uses a part")]
+pub use map::{Links, clumps, graph, id, lsdb, mesh, place, table, table_from};
 
 #[expect(clippy::disallowed_methods, reason = "any base of virtual time")]
 pub fn start() -> Instant {
@@ -83,11 +33,35 @@ pub fn start() -> Instant {
 }
 
 enum Event {
-    Packet { from: usize, to: usize, link: u32, bytes: Vec<u8> },
-    Datagram { from: usize, to: usize, kind: u8, body: Vec<u8> },
-    Routed { from: usize, to: usize, bytes: Vec<u8> },
-    Table { at: usize, life: u64 },
-    Timer { at: usize, life: u64 },
+    Packet {
+        from: usize,
+        to: usize,
+        link: u32,
+        bytes: Vec<u8>,
+    },
+    Datagram {
+        from: usize,
+        to: usize,
+        kind: u8,
+        body: Vec<u8>,
+    },
+    Routed {
+        from: usize,
+        to: usize,
+        bytes: Vec<u8>,
+    },
+    /// The neighbours of a node that has gone silently give it up.
+    Missed {
+        at: usize,
+    },
+    Table {
+        at: usize,
+        life: u64,
+    },
+    Timer {
+        at: usize,
+        life: u64,
+    },
 }
 
 struct Entry(Duration, u64, Event);
@@ -113,6 +87,8 @@ pub struct Node {
     pub core: Broadcast,
     pub alive: bool,
     timer: Option<Duration>,
+    /// Which state of the network its table is made from.
+    version: u64,
     /// How many messages it has sent in this life.
     pub sent: u64,
 }
@@ -125,12 +101,19 @@ pub struct World {
     pub nodes: Vec<Node>,
     pub lives: Vec<u64>,
     /// Links by their ends, the lower first, with a number that a link never gets again.
-    pub links: BTreeMap<(usize, usize), u32>,
+    pub links: Links,
+    /// Those of them that are gone, and nobody knows it yet.
+    unnoticed: Links,
+    /// What all nodes are about to learn, and how often that has changed.
+    map: Option<Lsdb>,
+    version: u64,
     pub log: Log,
     /// When the last delivery was.
     pub last: Duration,
     /// BCAST packets sent over each pair of ends.
     pub carried: BTreeMap<(usize, usize), u64>,
+    /// How often each number of an origin was sent over a link, if asked for.
+    pub sends: Option<BTreeMap<(usize, u64), u64>>,
     pub rng: Xoshiro256PlusPlus,
     /// Who hears whose datagrams: first the sender.
     pub hears: BTreeSet<(usize, usize)>,
@@ -145,6 +128,8 @@ pub struct World {
     pub lose: Option<u32>,
     /// How late nodes learn of changes, at most.
     pub lag: Duration,
+    /// By how much links may be slower than [`HOP`].
+    pub spread: Duration,
     config: BroadcastConfig,
     next_link: u32,
     heap: BinaryHeap<Reverse<Entry>>,
@@ -152,6 +137,17 @@ pub struct World {
 }
 
 pub const HOP: Duration = Duration::from_micros(200);
+
+/// Counts the messages in a packet.
+fn count(sends: &mut BTreeMap<(usize, u64), u64>, packet: &[u8]) {
+    let packet = next_packet(&mut &packet[..]).unwrap().unwrap();
+    let batch = Bcast::decode(packet.body).unwrap().batch;
+    let (mut rest, mut seq) = (&batch.messages[..], batch.first);
+    while next_message(&mut rest).unwrap().is_some() {
+        *sends.entry((place(batch.origin), seq)).or_default() += 1;
+        seq += 1;
+    }
+}
 
 impl World {
     pub fn new(nodes: usize, edges: &[(usize, usize)], seed: u64) -> Self {
@@ -169,16 +165,21 @@ impl World {
             core: Broadcast::new(config, id(at), Incarnation(lives[at])),
             alive: true,
             timer: None,
+            version: 0,
             sent: 0,
         };
         let mut world = Self {
             now: Duration::ZERO,
             nodes: (0..nodes).map(node).collect(),
             lives,
-            links: BTreeMap::new(),
+            links: Links::new(),
+            unnoticed: Links::new(),
+            map: None,
+            version: 0,
             log: BTreeMap::new(),
             last: Duration::ZERO,
             carried: BTreeMap::new(),
+            sends: None,
             rng: Xoshiro256PlusPlus::seed_from_u64(seed),
             hears: BTreeSet::new(),
             datagram_loss: 0,
@@ -187,18 +188,20 @@ impl World {
             sent_at: BTreeMap::new(),
             lose: None,
             lag: Duration::from_millis(50),
+            spread: Duration::ZERO,
             config,
             next_link: 0,
             heap: BinaryHeap::new(),
             count: 0,
         };
-        for (a, b) in edges {
-            world.link(*a, *b);
+        for ((a, b), number) in edges.iter().zip(1..) {
+            world.links.insert((*a.min(b), *a.max(b)), number);
+            world.next_link = number;
         }
+        world.version = 1;
         for at in 0..nodes {
             world.set_table(at);
         }
-        world.heap.clear();
         world
     }
 
@@ -223,20 +226,34 @@ impl World {
     }
 
     pub fn kill(&mut self, at: usize) {
-        self.nodes[at].alive = false;
-        self.links.retain(|(a, b), _| *a != at && *b != at);
+        self.end(at);
         self.changed();
+    }
+
+    /// The same, and for so long nobody notices.
+    pub fn kill_silently(&mut self, at: usize, hold: Duration) {
+        let ended = self.end(at);
+        self.unnoticed.extend(ended);
+        self.push(self.now + hold, Event::Missed { at });
+    }
+
+    fn end(&mut self, at: usize) -> Links {
+        self.nodes[at].alive = false;
+        self.links.extract_if(.., |(a, b), _| *a == at || *b == at).collect()
     }
 
     /// A new life, without links yet.
     pub fn restart(&mut self, at: usize) {
         self.lives[at] = 1_000_000 + self.now.as_micros() as u64 + 1;
+        self.map = None;
         let core = Broadcast::new(self.config, id(at), Incarnation(self.lives[at]));
-        self.nodes[at] = Node { core, alive: true, timer: None, sent: 0 };
+        self.nodes[at] = Node { core, alive: true, timer: None, version: 0, sent: 0 };
     }
 
     /// All learn of what has changed, each at its own time.
     fn changed(&mut self) {
+        self.map = None;
+        self.version += 1;
         for at in 0..self.nodes.len() {
             let lag = self.rng.random_range(0..=self.lag.as_micros() as u64);
             let life = self.lives[at];
@@ -245,8 +262,15 @@ impl World {
     }
 
     fn set_table(&mut self, at: usize) {
-        if self.nodes[at].alive {
-            let table = table(at, &self.links, &self.lives);
+        // The last one that came was made from all that is known now.
+        if self.nodes[at].alive && self.nodes[at].version != self.version {
+            self.nodes[at].version = self.version;
+            let known =
+                || self.links.iter().chain(&self.unnoticed).map(|(e, n)| (*e, *n)).collect();
+            let map = self.map.get_or_insert_with(|| lsdb(&known(), &self.lives));
+            let table = table_from(at, map, |ends| {
+                self.links.get(&ends).or_else(|| self.unnoticed.get(&ends)).copied()
+            });
             let now = self.instant();
             self.nodes[at].core.set_table(now, Arc::new(table));
             self.carry_out(at);
@@ -327,11 +351,15 @@ impl World {
             let bytes = packet.to_vec();
             if bytes[3] == PacketType::Bcast as u8 {
                 *self.carried.entry((at, to)).or_default() += 1;
+                if let Some(sends) = &mut self.sends {
+                    count(sends, &bytes);
+                }
             }
             if self.lose.is_some_and(|share| self.rng.random_range(0..share) == 0) {
                 continue;
             }
-            self.push(self.now + HOP, Event::Packet { from: at, to, link, bytes });
+            let delay = HOP + self.spread * (link % 16) / 16;
+            self.push(self.now + delay, Event::Packet { from: at, to, link, bytes });
         }
         while let Some((to, packet)) = self.nodes[at].core.poll_routed(now) {
             let lost = self.lose.is_some_and(|share| self.rng.random_range(0..share) == 0);
@@ -404,6 +432,10 @@ impl World {
                         self.carry_out(to);
                     }
                 }
+                Event::Missed { at } => {
+                    self.unnoticed.retain(|(a, b), _| *a != at && *b != at);
+                    self.changed();
+                }
                 Event::Table { at, life } if self.lives[at] == life => self.set_table(at),
                 Event::Timer { at, life } if self.lives[at] == life && self.nodes[at].alive => {
                     self.nodes[at].timer = None;
@@ -443,22 +475,31 @@ impl World {
 
     /// Whether the living are connected.
     pub fn is_connected(&self) -> bool {
-        let alive: Vec<usize> = (0..self.nodes.len()).filter(|at| self.nodes[*at].alive).collect();
-        let Some(first) = alive.first() else { return true };
-        let mut around: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        let parts = self.parts();
+        let mut alive =
+            (0..self.nodes.len()).filter(|at| self.nodes[*at].alive).map(|at| parts[at]);
+        let first = alive.next();
+        alive.all(|part| Some(part) == first)
+    }
+
+    /// For each node, the lowest one that it is connected with.
+    pub fn parts(&self) -> Vec<usize> {
+        let mut around: Vec<Vec<usize>> = vec![Vec::new(); self.nodes.len()];
         for (a, b) in self.links.keys() {
-            around.entry(*a).or_default().push(*b);
-            around.entry(*b).or_default().push(*a);
+            around[*a].push(*b);
+            around[*b].push(*a);
         }
-        let (mut seen, mut next) = (BTreeSet::from([*first]), vec![*first]);
-        while let Some(at) = next.pop() {
-            for other in around.get(&at).into_iter().flatten() {
-                if seen.insert(*other) {
-                    next.push(*other);
+        let mut parts = vec![usize::MAX; self.nodes.len()];
+        for first in 0..parts.len() {
+            let mut next = vec![first];
+            while let Some(at) = next.pop() {
+                if parts[at] == usize::MAX {
+                    parts[at] = first;
+                    next.extend(&around[at]);
                 }
             }
         }
-        seen.len() == alive.len()
+        parts
     }
 
     /// What a living node got from the present life of another.
@@ -471,24 +512,4 @@ impl World {
     pub fn packets(&self) -> u64 {
         self.carried.values().sum()
     }
-}
-
-/// A connected graph: a ring in random order, and chords.
-pub fn graph(nodes: usize, chords: usize, rng: &mut Xoshiro256PlusPlus) -> Vec<(usize, usize)> {
-    let mut edges = BTreeSet::new();
-    for at in 0..nodes {
-        let next = (at + 1) % nodes;
-        edges.insert((at.min(next), at.max(next)));
-    }
-    for _ in 0..chords {
-        let (a, b) = (rng.random_range(0..nodes), rng.random_range(0..nodes));
-        if a != b {
-            edges.insert((a.min(b), a.max(b)));
-        }
-    }
-    edges.into_iter().collect()
-}
-
-pub fn mesh(nodes: usize) -> Vec<(usize, usize)> {
-    (0..nodes).flat_map(|a| (0..a).map(move |b| (b, a))).collect()
 }
