@@ -75,10 +75,11 @@ kill(frozen, Round, Size, Origin, Victim) ->
     ok = chatter_cluster:kill9(Victim),
     Sent;
 kill(holding, Round, Size, Origin, Victim) ->
-    Handler = #{type => of_kills, dispatch => fun(_) -> timer:sleep(60000) end},
-    ok = on(Victim, fun() -> chatter:add_handler(Handler) end),
+    Hold = fun(_) -> persistent_term:put(?MODULE, holding), timer:sleep(60000) end,
+    ok = on(Victim, fun() -> chatter:add_handler(#{type => of_kills, dispatch => Hold}) end),
     Sent = send(Origin, Round, Size),
-    timer:sleep(5 + rand:uniform(20)),
+    Holds = fun() -> persistent_term:get(?MODULE, no) =:= holding end,
+    wait_until(fun() -> on(Victim, Holds) end, ?TIMEOUT_MS),
     ok = chatter_cluster:kill9(Victim),
     Sent;
 kill(running, Round, Size, Origin, Victim) ->
