@@ -85,8 +85,8 @@ kill(holding, Round, Size, Origin, Victim) ->
 kill(running, Round, Size, Origin, Victim) ->
     Pid = chatter_cluster:os_pid(Victim),
     Sent = on(Origin, fun() ->
-                              Sh = open_port({spawn_executable, "/bin/sh"},
-                                             [{args, ["-c", "echo; read x; kill -9 " ++ Pid]}]),
+                              Do = "echo; read x; kill -9 " ++ Pid ++ " 2>&1",
+                              Sh = open_port({spawn_executable, "/bin/sh"}, [{args, ["-c", Do]}]),
                               receive {Sh, {data, _}} -> ok end,
                               At = broadcast(Round, Size),
                               true = port_command(Sh, "now\n"),
