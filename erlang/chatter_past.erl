@@ -14,7 +14,7 @@
 -export([ask/3]).
 
 %% How long the others are waited for. A new attempt to connect has net_setuptime (7 s).
--define(LIMIT_MS, 4000).
+-define(LIMIT_MS, 2500).
 %% How long one that still has its connection is waited for: perhaps it does not lose it at all.
 -define(CONNECTED_MS, 1500).
 -define(RETRY_MS, 20).
