@@ -26,10 +26,6 @@
 %% How often a channel is asked for that ends before it is granted.
 -define(OPENS, 3).
 
-%% How often, and after how long, a connection that is asked for is held against a former one.
--define(FORMER_TRIES, 5).
--define(FORMER_MS, 20).
-
 %% @doc What runs below `net_sup' before any application does. Called again at every start of
 %% distribution. A configuration that is refused halts a node that is booting, with one line.
 -spec childspecs() -> {ok, [supervisor:child_spec()]}.
@@ -118,8 +114,8 @@ accept_loop(Kernel) ->
 
 accept_next(Kernel) ->
     receive
-        {chatter_accept, Channel, Index, Name} ->
-            Kernel ! {accept, self(), {Channel, Index, Name}, chatter, chatter},
+        {chatter_accept, Channel, Index, _PeerName} ->
+            Kernel ! {accept, self(), {Channel, Index}, chatter, chatter},
             receive
                 {Kernel, controller, Pid} -> Pid ! {self(), controller};
                 {Kernel, unsupported_protocol} -> ok = chatter_nif:close(Channel)
@@ -128,20 +124,19 @@ accept_next(Kernel) ->
     accept_next(Kernel).
 
 %% @doc Serves a connection that another node asks for.
--spec accept_connection(pid(), {chatter_nif:channel(), pos_integer(), binary()}, node(), term(),
+-spec accept_connection(pid(), {chatter_nif:channel(), pos_integer()}, node(), term(),
                         non_neg_integer()) -> pid().
 accept_connection(Acceptor, Socket, MyNode, Allowed, SetupTime) ->
     spawn_opt(?MODULE, do_accept, [self(), Acceptor, Socket, MyNode, Allowed, SetupTime],
               dist_util:net_ticker_spawn_options()).
 
 %% @private
--spec do_accept(pid(), pid(), {chatter_nif:channel(), pos_integer(), binary()}, node(), term(),
+-spec do_accept(pid(), pid(), {chatter_nif:channel(), pos_integer()}, node(), term(),
                 non_neg_integer()) -> no_return().
-do_accept(Kernel, Acceptor, {Channel, Index, Name}, MyNode, Allowed, SetupTime) ->
+do_accept(Kernel, Acceptor, {Channel, Index}, MyNode, Allowed, SetupTime) ->
     receive {Acceptor, controller} -> ok end,
     Timer = dist_util:start_timer(SetupTime),
-    ok = former_over(Name, ?FORMER_TRIES),
-    ok = chatter_node:await_settled(Name),
+    ok = chatter_node:await_settled(),
     dist_util:reset_timer(Timer),
     case chatter_nif:take(Channel) of
         {ok, Messages} ->
@@ -151,14 +146,6 @@ do_accept(Kernel, Acceptor, {Channel, Index, Name}, MyNode, Allowed, SetupTime) 
             dist_util:handshake_other_started(HSData#hs_data{allowed = Allowed});
         {error, Reason} ->
             ?shutdown2(unknown, Reason)
-    end.
-
-%% The VM may be about to hear that a former connection is over. If it is not, this is a second
-%% attempt, for net_kernel to turn down.
-former_over(Name, Tries) ->
-    case Tries > 0 andalso lists:member(Name, [atom_to_binary(N) || N <- nodes(connected)]) of
-        true -> receive after ?FORMER_MS -> former_over(Name, Tries - 1) end;
-        false -> ok
     end.
 
 %% @doc Connects to another node.
@@ -180,17 +167,16 @@ do_setup(Kernel, Node, {Type, LongOrShortNames}, MyNode, SetupTime) ->
     dist_util:handshake_we_started(
       HSData#hs_data{other_node = Node, other_version = 6, request_type = Type}).
 
-%% An attempt cannot wait while `global' here takes in that all connections are over, nor go on when
-%% they were since it began: the VM keeps what `global' sends meanwhile, and would deliver it. Who
-%% wants to connect tries again.
+%% An attempt cannot wait until things are settled, nor go on when they were not since it began: the
+%% VM keeps what `global' sends meanwhile, and would deliver it. Who wants to connect tries again.
 settled(Node) ->
-    case chatter_node:settled(Node) of
+    case chatter_node:settled() of
         {ok, Times} -> Times;
         unsettled -> ?shutdown2(Node, unsettled)
     end.
 
 still_settled(Node, Times) ->
-    case chatter_node:settled(Node) of
+    case chatter_node:settled() of
         {ok, Times} -> ok;
         _ -> ?shutdown2(Node, unsettled)
     end.
@@ -204,9 +190,6 @@ own_name_known(MyNode) ->
 %% comes to nothing, and the tables know better a moment later.
 open(Node, {Timer, Times} = Begun, Opens) ->
     ok = find_route(Node),
-    dist_util:reset_timer(Timer),
-    ok = still_settled(Node, Times),
-    ok = chatter_node:await_settled(Node),
     dist_util:reset_timer(Timer),
     ok = still_settled(Node, Times),
     case chatter_nif:open(atom_to_binary(Node), distribution) of

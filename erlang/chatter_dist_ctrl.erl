@@ -87,7 +87,7 @@ while_connected(Loop) ->
     try
         Loop()
     catch
-        error:Reason when Reason =:= badarg; Reason =:= notsup ->
+        error:badarg ->
             receive after ?DEATH_ROW_MS -> exit(connection_closed) end
     end.
 

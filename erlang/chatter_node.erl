@@ -8,7 +8,7 @@
 -behaviour(gen_server).
 
 -export([start_link/0, start/2, ensure_name/1, stop/0, links/0, setting/2, dial/1, await/2,
-         claims/3, peer_address/1, monitor_nodes/1, settled/1, await_settled/1]).
+         claims/3, peer_address/1, monitor_nodes/1, settled/0, await_settled/0]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 
 %% Spawned, and asked by chatter_epmd.
@@ -28,9 +28,9 @@
     found = #{} :: #{native_spec() => [native_address()]},
     %% The monitors of those who are told which nodes are up.
     subscribers = #{} :: #{reference() => pid()},
-    %% Whether new connections may begin, and who waits until one with that node may.
+    %% Whether new connections may begin, and who waits until they may.
     settle = chatter_settle:new([]) :: chatter_settle:settle(),
-    unsettled = [] :: [{gen_server:from(), node()}],
+    unsettled = [] :: [gen_server:from()],
     %% The full name; "" if not known yet, `dynamic' if the first peer gives it.
     name = "" :: string() | dynamic
 }).
@@ -151,23 +151,19 @@ monitor_nodes(On) ->
     catch exit:{noproc, _} -> {error, not_started}
     end.
 
-%% @doc Whether an attempt to connect to the node may go on, and how often none might so far: see
-%% `chatter_settle'.
--spec settled(node()) -> {ok, non_neg_integer()} | unsettled.
-settled(Node) ->
-    try gen_server:call(?MODULE, {settled, Node}, infinity)
+%% @doc Whether a new connection may begin, and how often none might so far: see `chatter_settle'.
+-spec settled() -> {ok, non_neg_integer()} | unsettled.
+settled() ->
+    try gen_server:call(?MODULE, settled, infinity)
     catch exit:_ -> {ok, 0}
     end.
 
-%% @doc Returns when a connection with this node may begin.
--spec await_settled(node() | binary()) -> ok.
-await_settled(Node) when is_atom(Node) ->
-    try gen_server:call(?MODULE, {await_settled, Node}, infinity)
+%% @doc Returns when a new connection may begin.
+-spec await_settled() -> ok.
+await_settled() ->
+    try gen_server:call(?MODULE, await_settled, infinity)
     catch exit:_ -> ok
-    end;
-await_settled(Name) ->
-    %% A name that is no atom is of no node that there was a connection to.
-    await_settled(try binary_to_existing_atom(Name) catch error:badarg -> nonode@nohost end).
+    end.
 
 %% ===== gen_server =====
 
@@ -262,13 +258,13 @@ handle_call({monitor_nodes, false, Pid}, _From, State) ->
     ok = chatter_monitors:unsubscribe(Pid),
     Subscribers = maps:without(maps:keys(Of), State#state.subscribers),
     {reply, ok, State#state{subscribers = Subscribers}};
-handle_call({settled, Node}, _From, State) ->
-    {reply, chatter_settle:settled(Node, State#state.settle), State};
-handle_call({await_settled, Node}, From, State) ->
-    {noreply, begin_settled(From, Node, State)};
-handle_call({ended, Node}, _From, State) ->
-    NowMs = erlang:monotonic_time(millisecond),
-    {reply, chatter_settle:ended(Node, NowMs, State#state.settle), State};
+handle_call(settled, _From, State) ->
+    {reply, chatter_settle:settled(State#state.settle), State};
+handle_call(await_settled, From, State) ->
+    case chatter_settle:settled(State#state.settle) of
+        {ok, _} -> {reply, ok, State};
+        unsettled -> {noreply, State#state{unsettled = [From | State#state.unsettled]}}
+    end;
 handle_call({await, Node, Timeout}, From, State) ->
     case chatter_nif:is_reachable(atom_to_binary(Node)) of
         true -> {reply, ok, State};
@@ -296,12 +292,15 @@ handle_info({chatter_log, Level, Line}, State) ->
 handle_info({nodeup, Node, _Info}, #state{settle = Settle} = State) ->
     {noreply, State#state{settle = chatter_settle:nodeup(Node, Settle)}};
 handle_info({nodedown, Node, _Info}, #state{settle = Settle} = State) ->
-    NowMs = erlang:monotonic_time(millisecond),
-    {noreply, again_settled(State#state{settle = chatter_settle:nodedown(Node, NowMs, Settle)})};
-handle_info({settled, Ref, How}, #state{settle = Settle} = State) ->
-    {noreply, again_settled(State#state{settle = chatter_settle:done(Ref, How, Settle)})};
-handle_info({past, Node, Ref}, #state{settle = Settle} = State) ->
-    {noreply, again_settled(State#state{settle = chatter_settle:asked(Node, Ref, Settle)})};
+    {noreply, State#state{settle = chatter_settle:nodedown(Node, Settle)}};
+handle_info({settled, Ref, How}, #state{settle = Settle0} = State) ->
+    Settle = chatter_settle:done(Ref, How, Settle0),
+    case chatter_settle:settled(Settle) of
+        {ok, _} ->
+            lists:foreach(fun(From) -> gen_server:reply(From, ok) end, State#state.unsettled),
+            {noreply, State#state{settle = Settle, unsettled = []}};
+        unsettled -> {noreply, State#state{settle = Settle}}
+    end;
 handle_info({timeout, Timer, {await, From}}, State) ->
     case lists:keytake(Timer, 3, State#state.waiting) of
         {value, {Node, _, _}, Waiting} ->
@@ -353,24 +352,6 @@ subscriber_down(Ref, State) ->
             State#state{subscribers = Subscribers};
         error -> State
     end.
-
-%% Answers who wants a connection with a node when it may begin.
-begin_settled(From, Node, #state{settle = Settle0, unsettled = Unsettled} = State) ->
-    {May, Settle} = case chatter_settle:settled(Node, Settle0) of
-                        {ok, _} ->
-                            chatter_settle:past(Node, erlang:monotonic_time(millisecond), Settle0);
-                        unsettled -> {wait, Settle0}
-                    end,
-    case May of
-        ok ->
-            gen_server:reply(From, ok),
-            State#state{settle = Settle};
-        wait -> State#state{settle = Settle, unsettled = [{From, Node} | Unsettled]}
-    end.
-
-again_settled(#state{unsettled = Unsettled} = State) ->
-    lists:foldr(fun({From, Node}, S) -> begin_settled(From, Node, S) end,
-                State#state{unsettled = []}, Unsettled).
 
 %% ===== events =====
 
