@@ -87,7 +87,7 @@ while_connected(Loop) ->
     try
         Loop()
     catch
-        error:badarg ->
+        error:Reason when Reason =:= badarg; Reason =:= notsup ->
             receive after ?DEATH_ROW_MS -> exit(connection_closed) end
     end.
 
