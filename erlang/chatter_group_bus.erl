@@ -57,10 +57,8 @@ own_addresses() ->
                 false -> []
             end,
     Name = atom_to_binary(node()),
-    [{net_id, ip(Ip), Port} || {Node, At} <- Nodes, Node =:= Name, {Ip, Port} <- At].
-
-ip(<<A, B, C, D>>) -> {A, B, C, D};
-ip(Ip) -> list_to_tuple([Word || <<Word:16>> <= Ip]).
+    [{net_id, chatter_broadcast_bytes:ip(Ip), Port}
+     || {Node, At} <- Nodes, Node =:= Name, {Ip, Port} <- At].
 
 rank({127, _, _, _}) -> 2;
 rank({_, _, _, _}) -> 1;

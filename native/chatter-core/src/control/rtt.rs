@@ -1,5 +1,7 @@
 //! Round trip times, and the metric that follows from them.
 
+use std::collections::VecDeque;
+
 /// Up to which smoothed round trip (microseconds) a link costs how much. Above all: [`FAR_METRIC`].
 const CLASSES: [(u32, u32); 4] = [(1_000, 10), (5_000, 20), (20_000, 50), (100_000, 100)];
 
@@ -18,9 +20,8 @@ const WINDOW: usize = 8;
 pub(super) struct Rtt {
     srtt_us: Option<u32>,
     class: usize,
-    /// The last samples; once there are as many as fit, the next one replaces the oldest.
-    samples: Vec<u32>,
-    oldest: usize,
+    /// The last samples, at most [`WINDOW`].
+    samples: VecDeque<u32>,
 }
 
 impl Rtt {
@@ -40,12 +41,10 @@ impl Rtt {
         let first = self.srtt_us.is_none();
         let srtt = self.srtt_us.unwrap_or(rtt_us);
         self.srtt_us = Some(((u64::from(srtt) * 7 + u64::from(rtt_us)) / 8) as u32);
-        if self.samples.len() < WINDOW {
-            self.samples.push(rtt_us);
-        } else {
-            self.samples[self.oldest] = rtt_us;
-            self.oldest = (self.oldest + 1) % WINDOW;
+        if self.samples.len() == WINDOW {
+            self.samples.pop_front();
         }
+        self.samples.push_back(rtt_us);
         let least = self.samples.iter().copied().min().unwrap_or(rtt_us);
         let settled =
             class_of(least.saturating_sub(least / 5))..=class_of(least.saturating_add(least / 3));
