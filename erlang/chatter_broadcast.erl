@@ -42,6 +42,10 @@
 %% In words: the messages of one decoding fit, and are dead when memory is next collected.
 -define(HEAP, 32768).
 
+%% After many messages at once the next ones are looked for so much later, without being told of
+%% each packet: a scheduler that is woken for a packet spins for longer than the packet takes.
+-define(SOON_MS, 1).
+
 -define(MAX_TYPE, 255).
 
 %% How long the control plane may take to answer.
@@ -254,6 +258,9 @@ handle_info({chatter_broadcasts}, State) ->
     Messages = case chatter_nif:broadcast_fetch() of
                    {Some, idle} -> Some;
                    {Some, more} -> self() ! {chatter_broadcasts}, Some;
+                   {Some, soon} ->
+                       _ = erlang:send_after(?SOON_MS, self(), {chatter_broadcasts}),
+                       Some;
                    {[], large} ->
                        {Some, _} = chatter_nif:broadcast_fetch_large(),
                        self() ! {chatter_broadcasts},

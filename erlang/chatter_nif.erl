@@ -106,13 +106,14 @@ broadcast_encoded(_Types) -> ?NOT_LOADED.
 
 %% @doc The next broadcasts: origin, type, body, and the ticket if others wait for what becomes of
 %% it here; or instead of body and ticket many messages as they stand in packets, and how many they
-%% are. After `idle' the owner gets `{chatter_broadcasts}' when there are more; after `large'
-%% the next one is to be fetched with `broadcast_fetch_large/0'.
--spec broadcast_fetch() -> {[fetched()], more | large | idle}.
+%% are. After `idle' the owner gets `{chatter_broadcasts}' when there are more; after `soon' it does
+%% not, and fetches again in about a millisecond; after `large' the next one is to be fetched with
+%% `broadcast_fetch_large/0'.
+-spec broadcast_fetch() -> {[fetched()], more | large | soon | idle}.
 broadcast_fetch() -> ?NOT_LOADED.
 
 %% @doc The same on a dirty scheduler; never `large'.
--spec broadcast_fetch_large() -> {[fetched()], more | large | idle}.
+-spec broadcast_fetch_large() -> {[fetched()], more | large | soon | idle}.
 broadcast_fetch_large() -> ?NOT_LOADED.
 
 %% @doc Counts of broadcasts.

@@ -41,6 +41,21 @@ pub(crate) struct Broadcasts {
     wake: Notify,
 }
 
+/// Who takes so many bytes of messages at once gets the next ones soon: to be told of each of their packets
+/// would cost more than to look.
+const BULK: usize = 4 * 1024;
+
+/// When to ask again for messages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Again {
+    /// There are more.
+    AtOnce,
+    /// None is left, but many came together: in about a millisecond, untold.
+    Soon,
+    /// After [`crate::host::Host::broadcasts`].
+    WhenTold,
+}
+
 /// Who drives the machine: the user must not be told on a thread of its own.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Thread {
@@ -71,11 +86,10 @@ impl Node {
     }
 
     /// The next messages, until they have so many bytes or there are so many of them, those that arrived
-    /// together counted as one; and whether there may be more. If not,
-    /// [`crate::host::Host::broadcasts`] tells when there are.
-    pub fn take_broadcasts(&self, bytes: usize, count: usize) -> (Vec<Arrival>, bool) {
+    /// together counted as one; and when to ask again.
+    pub fn take_broadcasts(&self, bytes: usize, count: usize) -> (Vec<Arrival>, Again) {
         let mut taken = Vec::new();
-        let mut more = false;
+        let mut again = Again::WhenTold;
         self.drive_state(Thread::User, |state, now| {
             let mut len = 0;
             while len < bytes && taken.len() < count {
@@ -83,11 +97,15 @@ impl Node {
                 len += arrival.len();
                 taken.push(arrival);
             }
-            more = state.core.has_delivery();
-            state.told = more;
+            again = match state.core.has_delivery() {
+                true => Again::AtOnce,
+                false if len >= BULK => Again::Soon,
+                false => Again::WhenTold,
+            };
+            state.told = again != Again::WhenTold;
             state.core.end_deliveries(now);
         });
-        (taken, more)
+        (taken, again)
     }
 
     /// The bytes of what [`Node::take_broadcasts`] would take first; 0 if there is nothing.

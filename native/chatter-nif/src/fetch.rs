@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use chatter_core::broadcast::Arrival;
 use chatter_core::ids::NodeId;
 use chatter_core::wire::bcast::next_message;
+use chatter_net::broadcast::Again;
 use chatter_net::node::Node;
 use rustler::{Atom, Binary, Encoder, Env, Error, NewBinary, NifResult, Term};
 
@@ -40,7 +41,8 @@ struct Section<'m> {
 
 /// `broadcast_fetch() -> {[One | Many], more | large | idle}` with `One :: {Origin, Type, Body, none |
 /// {Ticket, Seq}}` and `Many :: {Origin, Type, Run, Count}`, where `Run` is as many messages as they stand
-/// in packets. After `idle` the owner gets `chatter_broadcasts` when there are some.
+/// in packets. After `idle` the owner gets `chatter_broadcasts` when there are some;
+/// after `soon` it asks again by itself.
 #[rustler::nif]
 fn broadcast_fetch(env: Env) -> Term {
     let Some(node) = current() else { return nothing(env) };
@@ -62,7 +64,7 @@ fn nothing(env: Env) -> Term {
 }
 
 fn fetch<'a>(env: Env<'a>, node: &Node, bytes: usize) -> Term<'a> {
-    let (taken, more) = node.take_broadcasts(bytes, FETCH_COUNT);
+    let (taken, again) = node.take_broadcasts(bytes, FETCH_COUNT);
     let mut out =
         Out { env, node, messages: Vec::with_capacity(taken.len()), section: None, last: None };
     for arrival in &taken {
@@ -85,7 +87,12 @@ fn fetch<'a>(env: Env<'a>, node: &Node, bytes: usize) -> Term<'a> {
         }
     }
     out.end_section();
-    (out.messages, if more { atoms::more() } else { atoms::idle() }).encode(env)
+    let again = match again {
+        Again::AtOnce => atoms::more(),
+        Again::Soon => atoms::soon(),
+        Again::WhenTold => atoms::idle(),
+    };
+    (out.messages, again).encode(env)
 }
 
 /// Splits off the messages that have the type of the first one.

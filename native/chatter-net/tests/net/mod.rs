@@ -155,6 +155,8 @@ pub struct TestHost {
     pub events: Mutex<Vec<ControlEvent>>,
     pub accepted: Mutex<Vec<Arc<Channel>>>,
     pub refuse: AtomicBool,
+    /// How many times it was told of broadcasts.
+    pub broadcasts: AtomicUsize,
 }
 
 impl Host for TestHost {
@@ -185,6 +187,10 @@ impl Host for TestHost {
         }
         self.accepted.lock().push(channel);
         true
+    }
+
+    fn broadcasts(&self) {
+        self.broadcasts.fetch_add(1, Ordering::SeqCst);
     }
 
     fn channel(&self) -> (Arc<dyn ChannelHost>, Box<dyn ChannelSink>) {
