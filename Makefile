@@ -102,11 +102,12 @@ soak: setup build                           ## long runs of the random tests; CH
 	@$(STEP) cold "cold start of 1,000 simulated nodes" \
 	    cargo run --locked -p chatter-sim -- cold 1000
 
-# make soak-broadcast NODES=1000 FROM=4711; ten times as many broadcasts as nodes
+# make soak-broadcast NODES=1000 EVERY=2 FROM=4711; ten times as many broadcasts as nodes, one in EVERY ms
 NODES ?= 1000
+EVERY ?= 2
 .PHONY: soak-broadcast
 soak-broadcast:                             ## broadcasts in a simulated network of 1,000 of which a third dies
-	@CHATTER_NODES=$(NODES) CHATTER_SEED=$(FROM) \
+	@CHATTER_NODES=$(NODES) CHATTER_EVERY_MS=$(EVERY) CHATTER_SEED=$(FROM) \
 	    $(STEP) soak-broadcast "broadcasts of $(NODES) nodes of which 30 % die, seed $(FROM)" \
 	    cargo test --release --locked -p chatter-core --test broadcast_crowd -- --nocapture
 

@@ -23,12 +23,12 @@ use rand::{RngExt, SeedableRng};
 
 const MS: Duration = Duration::from_millis(1);
 
-/// A broadcast so often, on average; and so a node dies every 0.67 s.
+/// A broadcast so often, on average; and so a node dies every 0.67 s. `CHATTER_EVERY_MS` changes it:
+/// `make soak-broadcast` has 2, so that 15 nodes die each second.
 ///
-/// Custody of a message is kept on all the way to a dead target until that is given up, 2.5 s after its
-/// death is known, for all targets together. A relay that dies meanwhile has all of its part sent
-/// again. So sends grow with the deaths a second: of 1,000 nodes of which 15 died each second, a quarter of
-/// them silently, they were 1.17 times the receivers.
+/// Custody of a message is kept on all the way to a dead target until that is given up, and relays die
+/// meanwhile. So sends grow with the deaths a second, by as much as the nodes before do not know who
+/// of the targets behind a relay has the message.
 const EVERY: Duration = Duration::from_millis(20);
 
 /// Longer than anything is kept: targets without a route, messages behind one that is missing.
@@ -59,7 +59,8 @@ fn a_third_dies() {
     world.late = Some(Vec::new());
 
     let broadcasts = 10 * nodes;
-    let length = EVERY * broadcasts as u32;
+    let every = setting("CHATTER_EVERY_MS", EVERY.as_millis() as u64);
+    let length = Duration::from_millis(every) * broadcasts as u32;
     let mut acts: Vec<(Duration, Act)> = Vec::new();
     let mut instant =
         |act| (Duration::from_nanos(rng.random_range(0..length.as_nanos() as u64)), act);

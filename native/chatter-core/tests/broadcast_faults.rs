@@ -262,6 +262,33 @@ fn packets_lost() {
     }
 }
 
+/// Given a target that is gone, expect the nodes on the way to it to forget all others that are behind them
+/// while they wait for it: when one of them goes too, nothing is sent again to those who have the message.
+#[test]
+fn only_open_targets_again() {
+    // 0 to 2 over 1 or 3; 2 to 4..14.
+    let mut edges = vec![(0, 1), (1, 2), (0, 3), (2, 3)];
+    edges.extend((4..14).map(|leaf| (2, leaf)));
+    let mut world = World::new(14, &edges, 1);
+    world.kill_silently(4, 60_000 * MS);
+    assert!(world.send(0, &Targets::All, 20));
+    world.run(500 * MS);
+    // One to each, also to the one that is gone; that one is not counted.
+    assert_eq!(world.packets(), 12);
+    let used = if world.carried.contains_key(&(1, 2)) { 1 } else { 3 };
+    world.kill(used);
+    world.run(1_000 * MS);
+    // From 0 over the other to 2, to try the one that is gone again.
+    assert_eq!(world.packets(), 14, "{:?}", world.carried);
+    world.run(90_000 * MS);
+    for at in (1..14).filter(|at| ![4, used].contains(at)) {
+        check_all(&world, at, 0, 1);
+        assert_eq!(world.nodes[at].core.stats().duplicates, 0, "{at}");
+        assert_eq!(world.nodes[at].core.bytes(), (0, 0), "{at}");
+    }
+    assert_eq!(world.nodes[0].core.bytes(), (0, 0));
+}
+
 /// Given a type that a relay changes, expect those behind it to get what it made of a message; given a
 /// relay that does not answer, the message as it was, after a while.
 #[test]

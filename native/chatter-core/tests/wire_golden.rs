@@ -203,7 +203,7 @@ fn document_has_the_code_points() {
     ] {
         rows.insert(format!("| {} | {} |", reason as u8, shout(&format!("{reason:?}"))));
     }
-    for fate in [Fate::Done, Fate::Busy] {
+    for fate in [Fate::Done, Fate::Busy, Fate::Open] {
         rows.insert(format!("| {} | {} |", fate as u8, shout(&format!("{fate:?}"))));
     }
     for reason in [DropReason::NoRoute, DropReason::HopLimit] {

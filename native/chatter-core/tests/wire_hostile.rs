@@ -116,12 +116,13 @@ fn trailing_bytes() {
 }
 
 /// Every length and count: vector, offset, bytes of the field.
-const LENGTHS: [(&str, usize, usize); 31] = [
+const LENGTHS: [(&str, usize, usize); 32] = [
     ("bcast", 0, 3),
     ("bcast", PACKET_HEADER_LEN + 2, 2),
     ("bcast", PACKET_HEADER_LEN + BCAST_FIXED_LEN + 31, 1),
     ("bcast", PACKET_HEADER_LEN + BCAST_FIXED_LEN + 37, 3),
     ("bcast-ack", 0, 3),
+    ("bcast-ack-open", 0, 3),
     ("cast-ack", 0, 3),
     ("cast-ack", CONTENT + 1, 1),
     ("data-frames", 0, 3),

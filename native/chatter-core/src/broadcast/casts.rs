@@ -168,7 +168,7 @@ impl Casts {
         stats.cast_targets += chosen.len() as u64;
         self.pace.note_cast(now, stats);
         for target in &chosen {
-            custodies.wait(id);
+            custodies.cast(id);
             if let Some(hearer) = self.hearers.get_mut(&target.id) {
                 hearer.pending.insert(key);
             }
@@ -229,7 +229,7 @@ impl Casts {
                 hearer.pending.remove(&key);
                 sent.waiting.remove(&from);
                 stats.cast_acked += 1;
-                custodies.delivered(sent.custody);
+                custodies.cast_done(sent.custody);
                 if sent.waiting.is_empty() {
                     self.due.remove(&(sent.due, key));
                     self.sent.remove(&key);
@@ -412,7 +412,7 @@ impl Casts {
             if let Some(hearer) = self.hearers.peek_mut(&target.id) {
                 hearer.pending.remove(&key);
             }
-            custodies.delivered(custody);
+            custodies.cast_done(custody);
         }
     }
 

@@ -86,7 +86,7 @@ impl Broadcast {
             me,
             table: Arc::default(),
             outbox: outbox::Outbox::new(life, nodes),
-            custodies: Custodies::new(life),
+            custodies: Custodies::new(me, life),
             casts: Casts::new(config.multicast_rate, nodes, me, life),
             answers: Answers::new(nodes, me, life),
             origins: LruCache::new(nodes),
@@ -169,7 +169,10 @@ impl Broadcast {
             let ack = BcastAck::decode(body)?;
             self.stats.busy += if ack.fate == Fate::Busy { ack.numbers.len() as u64 } else { 0 };
             for number in ack.numbers {
-                self.custodies.handle_ack(now, from, ack.fate, number);
+                match ack.fate {
+                    Fate::Open => self.custodies.handle_open(from, number, &ack.open),
+                    fate => self.custodies.handle_ack(now, from, fate, number),
+                }
             }
         } else {
             self.take_in(now, from, Bcast::decode(body)?);
@@ -259,7 +262,7 @@ impl Broadcast {
         self.stats.unreachable += unreachable;
         let own = targets.iter().position(|target| target.id == self.me);
         let own = own.map(|at| targets.remove(at));
-        let custody = self.custodies.add(batch, BCAST_HOPS, Parent::Own);
+        let custody = self.custodies.add(now, batch, BCAST_HOPS, Parent::Own, targets.len());
         if let Some(own) = own {
             self.deliver(now, custody, own.prev, false);
         }

@@ -112,7 +112,7 @@ impl Broadcast {
         }
         let messages = last - cast.batch.first;
         let repeats = self.stats.duplicates;
-        let custody = self.custodies.add(cast.batch, 0, Parent::Cast);
+        let custody = self.custodies.add(now, cast.batch, 0, Parent::Cast, 1);
         self.deliver(now, custody, prev, false);
         let order = self.origins.peek(&origin).filter(|order| order.incarnation == life);
         let Some(received) = order.map(|order| order.received()) else { return };

@@ -68,7 +68,8 @@ impl Broadcast {
             return self.custodies.refuse(from, bcast.number);
         }
         let parent = Parent::Link(from, bcast.number);
-        let custody = self.custodies.add(bcast.batch, bcast.hop_limit - 1, parent);
+        let total = bcast.targets.len() + usize::from(own.is_some());
+        let custody = self.custodies.add(now, bcast.batch, bcast.hop_limit - 1, parent, total);
         // Another life of this node was meant: then it is relayed, and not delivered.
         let mine = own.filter(|own| own.life == self.outbox.life_tag());
         let waits =

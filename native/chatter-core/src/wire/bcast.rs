@@ -1,5 +1,5 @@
 //! BCAST and BCAST_ACK: a broadcast on its way over one link, and the news that it has arrived everywhere
-//! behind that link.
+//! behind that link, or nearly so.
 //!
 //! ```text
 //!  0       1           2         4        12       20            28      36
@@ -271,6 +271,8 @@ pub enum Fate {
     Done,
     /// Not taken: to be sent again later.
     Busy,
+    /// All but a few targets behind this link have the messages.
+    Open,
 }
 
 /// News of transfers of the node at the other end.
@@ -278,23 +280,31 @@ pub enum Fate {
 pub struct BcastAck {
     /// What became of them.
     pub fate: Fate,
-    /// Their numbers.
+    /// Their numbers; a single one with [`Fate::Open`].
     pub numbers: Vec<u64>,
+    /// With [`Fate::Open`], at least one: the targets that do not have the messages yet.
+    pub open: Vec<NodeId>,
 }
 
 impl BcastAck {
-    /// The whole packets that tell it.
+    /// The whole packets that tell that transfers are done, or not taken.
     pub fn packets(fate: Fate, numbers: &[u64]) -> impl Iterator<Item = Packet> {
-        numbers.chunks(MAX_ACKS).map(move |numbers| {
-            let len = 1 + 8 * numbers.len();
-            let mut out = Vec::with_capacity(PACKET_HEADER_LEN + len);
-            out.extend_from_slice(&packet_header(PacketType::BcastAck, len));
-            out.push(fate as u8);
-            for number in numbers {
-                out.extend_from_slice(&number.to_be_bytes());
-            }
-            Packet::from(out)
-        })
+        numbers.chunks(MAX_ACKS).map(move |numbers| Self::packet(fate, numbers.iter().copied()))
+    }
+
+    /// The whole packet that tells which targets of a transfer are open, at most [`MAX_TARGETS`].
+    pub fn open_packet(number: u64, open: &[NodeId]) -> Packet {
+        let ids = open.iter().take(MAX_TARGETS).map(|id| id.0);
+        Self::packet(Fate::Open, std::iter::once(number).chain(ids))
+    }
+
+    fn packet(fate: Fate, fields: impl Iterator<Item = u64>) -> Packet {
+        let mut out = vec![0; PACKET_HEADER_LEN];
+        out.push(fate as u8);
+        fields.for_each(|field| out.extend_from_slice(&field.to_be_bytes()));
+        let header = packet_header(PacketType::BcastAck, out.len() - PACKET_HEADER_LEN);
+        out[..PACKET_HEADER_LEN].copy_from_slice(&header);
+        Packet::from(out)
     }
 
     /// Reads the body of a BCAST_ACK.
@@ -303,15 +313,27 @@ impl BcastAck {
         let fate = match r.u8("fate")? {
             0 => Fate::Done,
             1 => Fate::Busy,
+            2 => Fate::Open,
             _ => return Err(WireError::Invalid("fate")),
         };
-        if r.rest().is_empty() {
-            return Err(WireError::Truncated("numbers"));
+        if fate == Fate::Open {
+            let numbers = vec![r.u64("number")?];
+            let open = read_all(&mut r, "targets")?.into_iter().map(NodeId).collect();
+            return Ok(Self { fate, numbers, open });
         }
-        let mut numbers = Vec::with_capacity(r.rest().len() / 8);
-        while !r.rest().is_empty() {
-            numbers.push(r.u64("number")?);
-        }
-        Ok(Self { fate, numbers })
+        let numbers = read_all(&mut r, "numbers")?;
+        Ok(Self { fate, numbers, open: Vec::new() })
     }
+}
+
+/// Reads numbers up to the end; one at least.
+fn read_all(r: &mut Reader<'_>, field: &'static str) -> Result<Vec<u64>, WireError> {
+    if r.rest().is_empty() {
+        return Err(WireError::Truncated(field));
+    }
+    let mut numbers = Vec::with_capacity(r.rest().len() / 8);
+    while !r.rest().is_empty() {
+        numbers.push(r.u64(field)?);
+    }
+    Ok(numbers)
 }

@@ -131,6 +131,9 @@ impl Value {
                 return Bcast::packet(batch, *hop_limit, *number, targets).to_vec();
             }
             Self::BcastAck(ack) => {
+                if ack.fate == Fate::Open {
+                    return BcastAck::open_packet(ack.numbers[0], &ack.open).to_vec();
+                }
                 return BcastAck::packets(ack.fate, &ack.numbers).next().unwrap().to_vec();
             }
             Self::Bye(reason) => return one_hop(PacketType::Bye, &reason.to_bytes()),
@@ -283,7 +286,16 @@ fn broadcast_vectors() -> Vec<Vector> {
         Vector {
             name: "bcast-ack",
             hex: "000011 21 01 0000000000000007 0000000000000008",
-            value: Value::BcastAck(BcastAck { fate: Fate::Busy, numbers: vec![7, 8] }),
+            value: Value::BcastAck(BcastAck {
+                fate: Fate::Busy,
+                numbers: vec![7, 8],
+                open: vec![],
+            }),
+        },
+        Vector {
+            name: "bcast-ack-open",
+            hex: "000011 21 02 0000000000000007 b1b2b3b4b5b6b7b8",
+            value: Value::BcastAck(BcastAck { fate: Fate::Open, numbers: vec![7], open: vec![B] }),
         },
         Vector {
             name: "cast-ack",
