@@ -18,7 +18,8 @@ use thiserror::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::driver::Input;
-use crate::link::{LOWAT_START, Link, LinkLimits};
+use crate::kernel_queue::LOWAT_START;
+use crate::link::{Link, LinkLimits};
 use crate::node::Node;
 use crate::reader;
 use crate::transport::{Connection, Handshaking, set_lowat};

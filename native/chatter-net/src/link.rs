@@ -22,32 +22,20 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::channel::Channel;
+use crate::kernel_queue::KernelQueue;
 use crate::transport::{Transport, WriteHalf};
-
-/// Bounds of the bytes taken from the scheduler for one write: few enough that what is queued later can
-/// still overtake, enough that a system call is worth its cost. Between them, what the link carries in
-/// [`LOWAT_TIME`].
-const FILL_BYTES: usize = 128 * 1024;
-const FILL_MIN: usize = 16 * 1024;
-
-/// Unsent bytes that the kernel may hold: what the link carries in [`LOWAT_TIME`], within these bounds.
-/// More would be a queue behind the scheduler; less, and the link idles until the writer is awake.
-pub(crate) const LOWAT_START: u32 = 64 * 1024;
-const LOWAT_MIN: f64 = 16.0 * 1024.0;
-const LOWAT_MAX: f64 = 2048.0 * 1024.0;
-const LOWAT_TIME: Duration = Duration::from_micros(500);
 
 /// Bytes of control packets queued, those of the data plane included: beyond it new ones are dropped.
 const CONTROL_BYTES: usize = 4 * 1024 * 1024;
-
-/// The rate of a link is taken anew after so many bytes.
-const RATE_BYTES: usize = 1024 * 1024;
 
 /// Packets below this length share a record; larger ones are sealed straight out of their buffer.
 const SMALL_PACKET: usize = 4 * 1024;
 
 /// Most plaintext that small packets share a record with.
 const SHARED_RECORD: usize = 32 * 1024;
+
+/// Bytes that the writer task writes until it looks at what else there is.
+const WRITER_BUDGET: usize = 128 * 1024;
 
 /// Bytes that a thread which is not the writer task writes per flush.
 pub const INLINE_BUDGET: usize = 256 * 1024;
@@ -116,9 +104,7 @@ struct LinkIo {
     /// The writer task has it: others must not write.
     handed_over: bool,
     batch: Vec<Packet>,
-    rate_since: Instant,
-    rate_bytes: usize,
-    lowat: u32,
+    kernel: KernelQueue,
 }
 
 enum Outcome {
@@ -165,9 +151,7 @@ impl Link {
                 shared: Vec::new(),
                 handed_over: false,
                 batch: Vec::new(),
-                rate_since: Instant::now(),
-                rate_bytes: 0,
-                lowat: LOWAT_START,
+                kernel: KernelQueue::new(&socket),
             }),
             socket,
             work: AtomicBool::new(false),
@@ -326,7 +310,7 @@ impl Link {
                     return;
                 }
                 self.work.store(false, Ordering::SeqCst);
-                let outcome = self.io.lock().drain(&self, FILL_BYTES);
+                let outcome = self.io.lock().drain(&self, WRITER_BUDGET);
                 self.wake_waiting();
                 match outcome {
                     Outcome::Drained if self.work.load(Ordering::SeqCst) => {}
@@ -398,14 +382,16 @@ impl LinkIo {
         self.handed_over = false;
         loop {
             while self.written < self.end {
-                match link.socket.try_write(&self.out[self.written..self.end]) {
+                let apart = self.kernel.is_apart(self.end - self.written);
+                match link.socket.try_write(&self.out[self.written..self.end], apart) {
                     Ok(n) => {
                         self.written += n;
                         link.stats.bytes_out.fetch_add(n as u64, Ordering::Relaxed);
-                        self.rate_bytes += n;
+                        self.kernel.wrote(n);
                     }
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                         link.stats.blocked.fetch_add(1, Ordering::Relaxed);
+                        self.kernel.blocked(&link.socket);
                         self.handed_over = true;
                         return Outcome::HandedOver;
                     }
@@ -415,15 +401,14 @@ impl LinkIo {
             }
             self.written = 0;
             self.end = 0;
-            if self.rate_bytes >= RATE_BYTES {
-                self.tune(link);
-            }
+            self.kernel.tune(&link.socket);
             if left == 0 {
                 self.handed_over = true;
                 return Outcome::HandedOver;
             }
             self.take_batch(link);
             if self.batch.is_empty() {
+                self.kernel.drained();
                 return Outcome::Drained;
             }
             if self.seal_batch().is_err() {
@@ -433,22 +418,9 @@ impl LinkIo {
         }
     }
 
-    /// Fits the kernel's part of the queue to the rate that the link has now.
-    fn tune(&mut self, link: &Link) {
-        let now = Instant::now();
-        let elapsed = now.duration_since(self.rate_since).as_secs_f64().max(1e-6);
-        let bytes = self.rate_bytes as f64 / elapsed * LOWAT_TIME.as_secs_f64();
-        let lowat = bytes.clamp(LOWAT_MIN, LOWAT_MAX) as u32;
-        (self.rate_since, self.rate_bytes) = (now, 0);
-        if lowat.abs_diff(self.lowat) > self.lowat / 4 {
-            self.lowat = lowat;
-            link.socket.set_lowat(lowat);
-        }
-    }
-
     /// Takes the next packets from the scheduler, and from the channels whose turn it is.
     fn take_batch(&mut self, link: &Link) {
-        let fill = (self.lowat as usize).clamp(FILL_MIN, FILL_BYTES);
+        let fill = self.kernel.batch();
         let mut bytes = 0;
         let now = Instant::now();
         let mut queue = link.queue.lock();

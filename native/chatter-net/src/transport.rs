@@ -9,11 +9,15 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+#[cfg(target_os = "linux")]
+use tokio::io::Interest;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpStream, tcp};
 
 #[cfg(target_os = "linux")]
 use tokio::net::{UnixListener, UnixStream, unix};
+
+use crate::tcp_state::{self, TcpState};
 
 /// Which kind of socket a link has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -100,8 +104,19 @@ pub(crate) enum WriteHalf {
 }
 
 impl WriteHalf {
-    pub(crate) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+    /// Writes what there is room for. Of bytes that are `apart`, TCP keeps those of later writes apart
+    /// until they are sent.
+    pub(crate) fn try_write(&self, bytes: &[u8], apart: bool) -> io::Result<usize> {
+        #[cfg(not(target_os = "linux"))]
+        let _ = apart;
         match self {
+            #[cfg(target_os = "linux")]
+            Self::Tcp(half) if apart => {
+                let stream: &TcpStream = half.as_ref();
+                let flags = libc::MSG_EOR | libc::MSG_NOSIGNAL;
+                let send = || socket2::SockRef::from(stream).send_with_flags(bytes, flags);
+                stream.try_io(Interest::WRITABLE, send)
+            }
             Self::Tcp(half) => half.try_write(bytes),
             #[cfg(target_os = "linux")]
             Self::Unix(half) => half.try_write(bytes),
@@ -113,6 +128,27 @@ impl WriteHalf {
             Self::Tcp(half) => half.writable().await,
             #[cfg(target_os = "linux")]
             Self::Unix(half) => half.writable().await,
+        }
+    }
+
+    /// What the kernel knows of the connection; see [`tcp_state::read`].
+    pub(crate) fn tcp_state(&self) -> Option<TcpState> {
+        match self {
+            Self::Tcp(half) => tcp_state::read(half.as_ref()),
+            #[cfg(target_os = "linux")]
+            Self::Unix(_) => None,
+        }
+    }
+
+    /// Whether there may be a bound of what is outstanding: not for a Unix socket, which has little.
+    pub(crate) fn can_bound(&self) -> bool {
+        matches!(self, Self::Tcp(half) if tcp_state::can_bound(half.as_ref()))
+    }
+
+    /// Bounds what is outstanding, if [`WriteHalf::can_bound`]. Should it fail, latency is worse.
+    pub(crate) fn bound_outstanding(&self, bytes: Option<u32>) {
+        if let Self::Tcp(half) = self {
+            tcp_state::bound(half.as_ref(), bytes).ok();
         }
     }
 

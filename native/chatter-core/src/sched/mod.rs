@@ -15,6 +15,7 @@ use crate::wire::packet::Packet;
 use crate::wire::routed;
 
 pub mod fair;
+pub mod outstanding;
 pub mod shares;
 
 use fair::{LEVELS, Level, Levels, QUANTUM};
