@@ -108,6 +108,7 @@ window(#{table := Table} = Run, I, What, From, Fun) ->
     true = ets:insert(Table, {Key, {name(Run, I), What, From, still}}),
     _ = Fun(),
     ok = await_whole(Run, I),
+    ok = await_seen(Run, I),
     true = ets:insert(Table, {Key, {name(Run, I), What, From, now_ms() + ?AFTER_MS}}),
     pause(?AFTER_MS).
 
@@ -136,6 +137,18 @@ await_whole(Run, I) ->
     await(Run, {not_whole, I}, ?WHOLE_MS, fun() ->
         Others = maps:values(maps:without([I | nodes_away(Run)], maps:get(names, Run))),
         call(Run, I, chatter_nemesis_node, ready, [Others])
+    end).
+
+%% Returns when all others that can be asked are connected to the node too: whoever has accepted a
+%% connection may know of it well after the other end when there is no processor to spare.
+await_seen(Run, I) ->
+    Node = name(Run, I),
+    await(Run, {not_seen, I}, ?WHOLE_MS, fun() ->
+        Others = lists:delete(I, maps:keys(maps:get(names, Run)) -- nodes_away(Run)),
+        case [J || J <- Others, not lists:member(Node, call(Run, J, erlang, nodes))] of
+            [] -> true;
+            Not -> Not
+        end
     end).
 
 await_link(Run, A, B) ->
