@@ -22,9 +22,12 @@
 -include_lib("kernel/include/net_address.hrl").
 -include_lib("kernel/include/dist_util.hrl").
 
+%% For how long a channel is asked for again that ends before it is granted, and how soon.
+-define(OPEN_MS, 2000).
+-define(OPEN_AGAIN_MS, 10).
 
-%% How often a channel is asked for that ends before it is granted.
--define(OPENS, 3).
+%% For how long a node is waited for of which others say that it is there.
+-define(EXPECTED_MS, 5000).
 
 %% @doc What runs below `net_sup' before any application does. Called again at every start of
 %% distribution. A configuration that is refused halts a node that is booting, with one line.
@@ -114,8 +117,8 @@ accept_loop(Kernel) ->
 
 accept_next(Kernel) ->
     receive
-        {chatter_accept, Channel, Index, _PeerName} ->
-            Kernel ! {accept, self(), {Channel, Index}, chatter, chatter},
+        {chatter_accept, Channel, Index, Name} ->
+            Kernel ! {accept, self(), {Channel, Index, Name}, chatter, chatter},
             receive
                 {Kernel, controller, Pid} -> Pid ! {self(), controller};
                 {Kernel, unsupported_protocol} -> ok = chatter_nif:close(Channel)
@@ -124,19 +127,19 @@ accept_next(Kernel) ->
     accept_next(Kernel).
 
 %% @doc Serves a connection that another node asks for.
--spec accept_connection(pid(), {chatter_nif:channel(), pos_integer()}, node(), term(),
+-spec accept_connection(pid(), {chatter_nif:channel(), pos_integer(), binary()}, node(), term(),
                         non_neg_integer()) -> pid().
 accept_connection(Acceptor, Socket, MyNode, Allowed, SetupTime) ->
     spawn_opt(?MODULE, do_accept, [self(), Acceptor, Socket, MyNode, Allowed, SetupTime],
               dist_util:net_ticker_spawn_options()).
 
 %% @private
--spec do_accept(pid(), pid(), {chatter_nif:channel(), pos_integer()}, node(), term(),
+-spec do_accept(pid(), pid(), {chatter_nif:channel(), pos_integer(), binary()}, node(), term(),
                 non_neg_integer()) -> no_return().
-do_accept(Kernel, Acceptor, {Channel, Index}, MyNode, Allowed, SetupTime) ->
+do_accept(Kernel, Acceptor, {Channel, Index, Name}, MyNode, Allowed, SetupTime) ->
     receive {Acceptor, controller} -> ok end,
     Timer = dist_util:start_timer(SetupTime),
-    ok = chatter_node:await_settled(),
+    ok = chatter_settle:await(Name),
     dist_util:reset_timer(Timer),
     case chatter_nif:take(Channel) of
         {ok, Messages} ->
@@ -160,38 +163,24 @@ setup(Node, Type, MyNode, LongOrShortNames, SetupTime) ->
 do_setup(Kernel, Node, {Type, LongOrShortNames}, MyNode, SetupTime) ->
     Timer = dist_util:start_timer(SetupTime),
     ok = check_name(Node, LongOrShortNames),
-    Times = settled(Node),
     ok = own_name_known(MyNode),
-    {Channel, Index} = open(Node, {Timer, Times}, ?OPENS),
+    ok = chatter_settle:await(Node),
+    dist_util:reset_timer(Timer),
+    {Channel, Index} = open(Node, Timer, erlang:monotonic_time(millisecond) + ?OPEN_MS),
     HSData = hs_data(Channel, Index, Kernel, MyNode, Timer),
     dist_util:handshake_we_started(
       HSData#hs_data{other_node = Node, other_version = 6, request_type = Type}).
-
-%% An attempt cannot wait until things are settled, nor go on when they were not since it began: the
-%% VM keeps what `global' sends meanwhile, and would deliver it. Who wants to connect tries again.
-settled(Node) ->
-    case chatter_node:settled() of
-        {ok, Times} -> Times;
-        unsettled -> ?shutdown2(Node, unsettled)
-    end.
-
-still_settled(Node, Times) ->
-    case chatter_node:settled() of
-        {ok, Times} -> ok;
-        _ -> ?shutdown2(Node, unsettled)
-    end.
 
 %% A node of `net_kernel:start(Name, #{dist_listen => false})' learns its name only here.
 own_name_known(MyNode) ->
     {ok, _} = chatter_node:ensure_name(atom_to_list(MyNode)),
     ok.
 
-%% A node that was just restarted may still be known as its former life: then the first channel
-%% comes to nothing, and the tables know better a moment later.
-open(Node, {Timer, Times} = Begun, Opens) ->
-    ok = find_route(Node),
-    dist_util:reset_timer(Timer),
-    ok = still_settled(Node, Times),
+%% A node that was just restarted may still be known as its former life: then the first channels
+%% come to nothing, and the tables know better a moment later. To fail meanwhile would not be told
+%% to somebody who tries again only: `global' has all cut off a node that one of them cannot reach.
+open(Node, Timer, Until) ->
+    ok = find_route(Node, Timer),
     case chatter_nif:open(atom_to_binary(Node), distribution) of
         {ok, Channel, Index} ->
             receive
@@ -200,15 +189,19 @@ open(Node, {Timer, Times} = Begun, Opens) ->
                     {Channel, Index};
                 {chatter, Index, {closed, connection_refused}} ->
                     ?shutdown2(Node, connection_refused);
-                {chatter, Index, {closed, _}} when Opens > 1 ->
-                    open(Node, Begun, Opens - 1);
                 {chatter, Index, {closed, Reason}} ->
-                    ?shutdown2(Node, Reason)
+                    open_again(Node, Timer, Until, Reason)
             end;
-        {error, no_route} when Opens > 1 ->
-            open(Node, Begun, Opens - 1);
+        {error, no_route} ->
+            open_again(Node, Timer, Until, no_route);
         {error, Reason} ->
             ?shutdown2(Node, Reason)
+    end.
+
+open_again(Node, Timer, Until, Reason) ->
+    case erlang:monotonic_time(millisecond) < Until of
+        true -> receive after ?OPEN_AGAIN_MS -> open(Node, Timer, Until) end;
+        false -> ?shutdown2(Node, Reason)
     end.
 
 %% The same answers as the stock carriers give to a name of the wrong kind.
@@ -241,10 +234,17 @@ is_ip(Host) ->
         {error, _} -> false
     end.
 
-find_route(Node) ->
-    case chatter_route:find(Node) of
-        ok -> ok;
-        {error, _} -> ?shutdown2(Node, unreachable)
+find_route(Node, Timer) ->
+    find_route(Node, Timer, erlang:monotonic_time(millisecond) + ?EXPECTED_MS).
+
+find_route(Node, Timer, Until) ->
+    Found = chatter_route:find(Node),
+    dist_util:reset_timer(Timer),
+    case Found =/= ok andalso erlang:monotonic_time(millisecond) < Until
+        andalso chatter_settle:is_expected(Node) of
+        _ when Found =:= ok -> ok;
+        true -> receive after ?OPEN_AGAIN_MS -> find_route(Node, Timer, Until) end;
+        false -> ?shutdown2(Node, unreachable)
     end.
 
 hs_data(Channel, Index, Kernel, MyNode, Timer) ->

@@ -16,7 +16,7 @@
 -export([start_link/1, start_data/3, drain_all/0]).
 
 %% Spawned.
--export([controller/2, input/3]).
+-export([controller/2, input/4]).
 
 %% Frames, and bytes in them, of one call into the channel: enough to be worth a system call, few
 %% enough that the call takes far less than a millisecond.
@@ -69,8 +69,8 @@ await_drained(Ref, Until) ->
 -spec controller(pid(), chatter_nif:channel()) -> no_return().
 controller(Supervisor, Channel) ->
     receive
-        {start, Supervisor, Ref, _Node, DHandle} ->
-            Input = spawn_opt(?MODULE, input, [self(), Channel, DHandle], ?SPAWN_OPTS),
+        {start, Supervisor, Ref, Node, DHandle} ->
+            Input = spawn_opt(?MODULE, input, [self(), Node, Channel, DHandle], ?SPAWN_OPTS),
             ok = erlang:dist_ctrl_input_handler(DHandle, Input),
             _ = erlang:dist_ctrl_set_opt(DHandle, get_size, true),
             Input ! {self(), go},
@@ -174,13 +174,24 @@ get_frames(DHandle, Count, Bytes, Frames) ->
     end.
 
 %% @private
--spec input(pid(), chatter_nif:channel(), erlang:dist_handle()) -> no_return().
-input(Ctrl, Channel, DHandle) ->
+-spec input(pid(), node(), chatter_nif:channel(), erlang:dist_handle()) -> no_return().
+input(Ctrl, Node, Channel, DHandle) ->
     receive {Ctrl, go} -> ok end,
     ok = chatter_nif:input(Channel),
-    while_connected(fun() -> put_next(Channel, DHandle, 0) end).
+    while_connected(fun() -> put_all(Node, Channel, DHandle) end).
+
+-spec put_all(node(), chatter_nif:channel(), erlang:dist_handle()) -> no_return().
+put_all(Node, Channel, DHandle) ->
+    case put_next(Channel, DHandle, 0) of
+        node_gone ->
+            ok = chatter_settle:node_gone(Node),
+            %% As if a socket had been closed.
+            exit(connection_closed);
+        Reason -> exit(Reason)
+    end.
 
 %% What has been put is granted with the next fetch, or at once if there is nothing more to fetch.
+%% Returns why the channel is over.
 put_next(Channel, DHandle, Granted) ->
     {Frames, Cost, State} = chatter_nif:fetch(Channel, Granted),
     put_frames(DHandle, Frames),
@@ -191,7 +202,7 @@ put_next(Channel, DHandle, Granted) ->
             receive
                 {chatter_ready, _} -> put_next(Channel, DHandle, 0)
             end;
-        Reason -> exit(Reason)
+        Reason -> Reason
     end.
 
 put_frames(DHandle, [Frame | Frames]) ->

@@ -179,7 +179,8 @@ drain(_Drain) -> ?NOT_LOADED.
 
 %% @doc Grants the cost of the frames before, and gives the next ones with theirs: `more' if there
 %% may be more, `idle' if not; then the caller gets `{chatter_ready, Index}' when there are. Any
-%% other atom (with no frames) is why the channel is over.
+%% other atom (with no frames) is why the channel is over; `node_gone': the life of the other node
+%% was given up or is over, and not this channel alone.
 -spec fetch(channel(), cost()) -> {[binary()], cost(), more | idle | atom()}.
 fetch(_Channel, _Granted) -> ?NOT_LOADED.
 

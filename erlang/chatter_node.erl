@@ -8,7 +8,7 @@
 -behaviour(gen_server).
 
 -export([start_link/0, start/2, ensure_name/1, stop/0, links/0, setting/2, dial/1, await/2,
-         claims/3, peer_address/1, monitor_nodes/1, settled/0, await_settled/0]).
+         claims/3, peer_address/1, monitor_nodes/1]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 
 %% Spawned, and asked by chatter_epmd.
@@ -28,9 +28,6 @@
     found = #{} :: #{native_spec() => [native_address()]},
     %% The monitors of those who are told which nodes are up.
     subscribers = #{} :: #{reference() => pid()},
-    %% Whether new connections may begin, and who waits until they may.
-    settle = chatter_settle:new([]) :: chatter_settle:settle(),
-    unsettled = [] :: [gen_server:from()],
     %% The full name; "" if not known yet, `dynamic' if the first peer gives it.
     name = "" :: string() | dynamic
 }).
@@ -151,20 +148,6 @@ monitor_nodes(On) ->
     catch exit:{noproc, _} -> {error, not_started}
     end.
 
-%% @doc Whether a new connection may begin, and how often none might so far: see `chatter_settle'.
--spec settled() -> {ok, non_neg_integer()} | unsettled.
-settled() ->
-    try gen_server:call(?MODULE, settled, infinity)
-    catch exit:_ -> {ok, 0}
-    end.
-
-%% @doc Returns when a new connection may begin.
--spec await_settled() -> ok.
-await_settled() ->
-    try gen_server:call(?MODULE, await_settled, infinity)
-    catch exit:_ -> ok
-    end.
-
 %% ===== gen_server =====
 
 %% @private
@@ -181,9 +164,7 @@ init([]) ->
             ok = chatter_monitors:now_up(chatter_nif:nodes()),
             Subscribers = maps:from_list([{monitor(process, Pid), Pid}
                                           || Pid <- chatter_monitors:subscribers()]),
-            ok = net_kernel:monitor_nodes(true, [{node_type, all}]),
-            {ok, #state{config = Config, subscribers = Subscribers,
-                        settle = chatter_settle:new(nodes(connected))}};
+            {ok, #state{config = Config, subscribers = Subscribers}};
         {error, Line} ->
             refuse(Line)
     end.
@@ -258,13 +239,6 @@ handle_call({monitor_nodes, false, Pid}, _From, State) ->
     ok = chatter_monitors:unsubscribe(Pid),
     Subscribers = maps:without(maps:keys(Of), State#state.subscribers),
     {reply, ok, State#state{subscribers = Subscribers}};
-handle_call(settled, _From, State) ->
-    {reply, chatter_settle:settled(State#state.settle), State};
-handle_call(await_settled, From, State) ->
-    case chatter_settle:settled(State#state.settle) of
-        {ok, _} -> {reply, ok, State};
-        unsettled -> {noreply, State#state{unsettled = [From | State#state.unsettled]}}
-    end;
 handle_call({await, Node, Timeout}, From, State) ->
     case chatter_nif:is_reachable(atom_to_binary(Node)) of
         true -> {reply, ok, State};
@@ -289,24 +263,19 @@ handle_info({chatter_event, Event}, State) ->
 handle_info({chatter_log, Level, Line}, State) ->
     logger:log(Level, "chatter: ~ts", [Line], #{domain => [chatter]}),
     {noreply, State};
-handle_info({nodeup, Node, _Info}, #state{settle = Settle} = State) ->
-    {noreply, State#state{settle = chatter_settle:nodeup(Node, Settle)}};
-handle_info({nodedown, Node, _Info}, #state{settle = Settle} = State) ->
-    {noreply, State#state{settle = chatter_settle:nodedown(Node, Settle)}};
-handle_info({settled, Ref, How}, #state{settle = Settle0} = State) ->
-    Settle = chatter_settle:done(Ref, How, Settle0),
-    case chatter_settle:settled(Settle) of
-        {ok, _} ->
-            lists:foreach(fun(From) -> gen_server:reply(From, ok) end, State#state.unsettled),
-            {noreply, State#state{settle = Settle, unsettled = []}};
-        unsettled -> {noreply, State#state{settle = Settle}}
-    end;
 handle_info({timeout, Timer, {await, From}}, State) ->
     case lists:keytake(Timer, 3, State#state.waiting) of
         {value, {Node, _, _}, Waiting} ->
-            gen_server:reply(From, {error, timeout}),
-            Missed = (missed(State))#{Node => erlang:monotonic_time(millisecond)},
-            {noreply, State#state{waiting = Waiting, missed = Missed}};
+            %% What says that it is there may be behind this message.
+            case chatter_nif:is_reachable(atom_to_binary(Node)) of
+                true ->
+                    gen_server:reply(From, ok),
+                    {noreply, State#state{waiting = Waiting}};
+                false ->
+                    gen_server:reply(From, {error, timeout}),
+                    Missed = (missed(State))#{Node => erlang:monotonic_time(millisecond)},
+                    {noreply, State#state{waiting = Waiting, missed = Missed}}
+            end;
         false -> {noreply, State}
     end;
 handle_info({timeout, _, {find, Ref}}, #state{monitors = Monitors, found = Found} = State) ->
@@ -373,7 +342,7 @@ handle_event({Event, Name}, State0) when Event =:= node_up; Event =:= node_found
     State#state{waiting = Waiting};
 handle_event({node_down, Name}, State) ->
     ok = chatter_monitors:node_down(Name),
-    State#state{settle = chatter_settle:node_gone(Name, State#state.settle)};
+    State;
 handle_event({node_named, Former, Name}, State) ->
     ok = chatter_monitors:node_down(Former),
     handle_event({node_up, Name}, State);

@@ -1,101 +1,84 @@
 %% SPDX-License-Identifier: Apache-2.0
-%% @doc Has new connections wait until `global' has taken in that old ones are over.
+%% @doc Keeps `global' from telling others of nodes that are gone, as they see that by themselves.
 %%
-%% `global' tells all nodes that it is connected to of every connection that it loses, and they
-%% cut off the node that it names (prevent_overlapping_partitions). A node that was stopped or cut
-%% off for too long loses all its connections at once; but `global' hears of one after the other,
-%% and sends by the name of the node: also over a connection that has begun meanwhile, and into one
-%% that is only being set up, which the VM delivers once it is up. So nodes that are well would be
-%% told to cut off others that are. With sockets it is the same.
+%% `global' tells all nodes that it is connected to of every connection that it loses, and they cut
+%% off the node that it names (prevent_overlapping_partitions). It names nodes by their names: what
+%% arrives late, and under load that is seconds, ends connections that have begun meanwhile, with
+%% the next life of the node that is named or with the same one that was away. With sockets it is
+%% the same race. But sockets end one by one, and there the others have to be told; over Chatter a
+%% node has a route from all of its part of the network or from none, and its life is over for all.
 %%
-%% What is kept here belongs to `chatter_node', which hears of nodes that are gone before it hears
-%% of a route over which a new connection could come. From the end of a second connection on things
-%% are unsettled, until the VM has told of all these ends and `global' has answered since. The end
-%% of one connection alone is as it should be: it is the node named that is gone.
+%% So for a connection that ended because the other node was given up or its life is over, `global'
+%% is sent, before the VM ends the connection, what the `global' of that node would send to have it
+%% removed without telling anybody ("remove_connection"). Connections that end by themselves (a
+%% disconnect, packets lost for good) are told of, as over any carrier.
+%%
+%% What `global' does then it does by name too: so no connection begins before it has.
+%%
+%% It also has all cut off a node that it has heard of from others and cannot connect to at once.
+%% But such a node is there, and the route to it on its way: is_expected/1 tells who is to wait.
 -module(chatter_settle).
 
--export([new/1, node_gone/2, nodeup/2, nodedown/2, done/3, settled/1]).
+-export([node_gone/1, await/1, is_expected/1]).
 
-%% Spawned.
--export([ask_global/2]).
-
--export_type([settle/0]).
-
--record(settle, {
-    %% The nodes that are connected, as the VM has told.
-    up :: #{node() => true},
-    %% Those of them that are gone, as Chatter knows.
-    gone = #{} :: #{node() => true},
-    %% While unsettled: what says that it is over.
-    unsettled = none :: reference() | none,
-    %% How often things were.
-    times = 0 :: non_neg_integer()
-}).
-
--opaque settle() :: #settle{}.
-
-%% Things are settled again after so long, whatever `global' does.
+%% Connections begin after so long, whatever is not settled.
 -define(LIMIT_MS, 2000).
+-define(RETRY_MS, 10).
 
-%% Before and after `global' is asked: the VM tells one process after the other, and attempts to
-%% connect that had begun before are on their way to this module.
--define(BEFORE_MS, 10).
--define(AFTER_MS, 40).
-
-%% @doc So many nodes are connected.
--spec new([node()]) -> settle().
-new(Nodes) -> #settle{up = maps:from_keys(Nodes, true)}.
-
-%% @doc Whether new connections may begin, and how often they might not so far.
--spec settled(settle()) -> {ok, non_neg_integer()} | unsettled.
-settled(#settle{unsettled = none, times = Times}) -> {ok, Times};
-settled(#settle{}) -> unsettled.
-
-%% @doc A node is gone: its connections end. The caller gets messages `{settled, Ref, How}', for
-%% done/3.
--spec node_gone(binary(), settle()) -> settle().
-node_gone(Name, #settle{up = Up, gone = Gone} = S) ->
-    try binary_to_existing_atom(Name) of
-        Node when is_map_key(Node, Up) -> unsettle(S#settle{gone = Gone#{Node => true}});
-        _ -> S
-    catch
-        error:badarg -> S
-    end.
-
-unsettle(#settle{gone = Gone, unsettled = none, times = Times} = S) when map_size(Gone) > 1 ->
-    Ref = make_ref(),
-    _ = erlang:send_after(?LIMIT_MS, self(), {settled, Ref, late}),
-    S#settle{unsettled = Ref, times = Times + 1};
-unsettle(S) ->
-    S.
-
-%% @doc The VM says that a node is connected.
--spec nodeup(node(), settle()) -> settle().
-nodeup(Node, #settle{up = Up} = S) -> S#settle{up = Up#{Node => true}}.
-
-%% @doc The VM says that a node is not connected any more.
--spec nodedown(node(), settle()) -> settle().
-nodedown(Node, #settle{up = Up, gone = Gone, unsettled = Ref} = S) ->
-    Left = maps:remove(Node, Gone),
-    _ = case Ref =/= none andalso map_size(Gone) > 0 andalso map_size(Left) =:= 0 of
-            true -> spawn(?MODULE, ask_global, [self(), Ref]);
-            false -> ok
+%% @doc The connection to the node is about to end, because that is gone. To be called by one of the
+%% processes with which the connection ends.
+-spec node_gone(node()) -> ok.
+node_gone(Node) ->
+    _ = case is_needed() andalso whereis(global_name_server) of
+            Pid when is_pid(Pid) -> Pid ! {remove_connection, Node};
+            _ -> ok
         end,
-    S#settle{up = maps:remove(Node, Up), gone = Left}.
-
-%% @private
--spec ask_global(pid(), reference()) -> ok.
-ask_global(From, Ref) ->
-    receive after ?BEFORE_MS -> ok end,
-    %% Its answer comes after it has dealt with what it was told before.
-    _ = catch gen_server:call(global_name_server, get_known, ?LIMIT_MS),
-    receive after ?AFTER_MS -> ok end,
-    From ! {settled, Ref, answered},
     ok.
 
-%% @doc `global' has answered, unless more nodes are gone since, or it is too late.
--spec done(reference(), answered | late, settle()) -> settle().
-done(Ref, How, #settle{unsettled = Ref, gone = Gone} = S)
-  when How =:= late; map_size(Gone) =:= 0 ->
-    S#settle{gone = #{}, unsettled = none};
-done(_, _, S) -> S.
+%% @doc Returns when the end of a former connection with the node has been taken in: by the VM, by
+%% `global', and by net_kernel, which `global' asks to disconnect. At most two seconds for each.
+-spec await(node() | binary()) -> ok.
+await(Node) when is_atom(Node) ->
+    ok = await_end(Node, erlang:monotonic_time(millisecond) + ?LIMIT_MS),
+    _ = is_needed() andalso [call(Server, Request) || {Server, Request} <-
+                                 [{global_name_server, get_known}, {net_kernel, longnames}]],
+    ok;
+await(Name) ->
+    %% A name that is no atom is of no node that there was a connection to.
+    try binary_to_existing_atom(Name) of
+        Node -> await(Node)
+    catch
+        error:badarg -> ok
+    end.
+
+%% @doc Whether `global' knows the node, though there is no connection to it: from another node,
+%% that has one.
+-spec is_expected(node()) -> boolean().
+is_expected(Node) ->
+    case is_needed() andalso call(global_name_server, get_known) of
+        [_ | _] = Known -> lists:member(Node, Known) orelse lists:keymember(Node, 1, Known);
+        _ -> false
+    end.
+
+%% If it does not end, this is a second connection, for net_kernel to turn down.
+await_end(Node, Until) ->
+    case lists:member(Node, nodes(connected)) andalso erlang:monotonic_time(millisecond) < Until of
+        true -> receive after ?RETRY_MS -> await_end(Node, Until) end;
+        false -> ok
+    end.
+
+call(Server, Request) ->
+    try gen_server:call(Server, Request, ?LIMIT_MS)
+    catch exit:_ -> none
+    end.
+
+%% Without these two settings `global' tells nobody.
+is_needed() ->
+    connects_all() andalso
+        application:get_env(kernel, prevent_overlapping_partitions) =/= {ok, false}.
+
+connects_all() ->
+    case application:get_env(kernel, connect_all) of
+        {ok, Value} -> Value =/= false;
+        undefined -> init:get_argument(connect_all) =/= {ok, [["false"]]}
+    end.

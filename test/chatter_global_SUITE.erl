@@ -15,10 +15,12 @@
 -define(TIMEOUT_MS, 15000).
 %% How long `global' does nothing after its node was stopped.
 -define(SLOW_MS, 700).
+%% How long `global' of one of the others does nothing after a node is there again.
+-define(LATE_MS, 1500).
 
 suite() -> [{timetrap, {seconds, 60}}].
 
-all() -> [stopped_and_slow].
+all() -> [stopped_and_slow, returned_and_late, restarted_and_late].
 
 init_per_suite(Config) ->
     case filelib:is_regular(chatter_cluster:native_lib()) of
@@ -57,7 +59,63 @@ stopped_and_slow(_Config) ->
     [?assertEqual([nodedown, nodeup], [What || {What, N, _} <- chatter_work:events(D), N =:= Node])
      || #{node := Node} <- [A, B, C]].
 
+%% Given a node that is stopped until all others have given it up, while `global' of one of them
+%% does not hear of that before the node has gone on: expect it down and up once at each of them.
+returned_and_late(_Config) ->
+    late_at_one(fun(#{node := NodeD} = D, Others) ->
+                        ok = chatter_cluster:freeze(D),
+                        [chatter_work:await_down(P, NodeD, ?TIMEOUT_MS) || P <- Others],
+                        ok = chatter_cluster:thaw(D)
+                end).
+
+%% Given the same with a node that is killed and started again, expect the same.
+restarted_and_late(_Config) ->
+    late_at_one(fun(D, _) ->
+                        ok = chatter_cluster:kill9(D),
+                        chatter_cluster:start(n4, #{links => static, neighbours => [n1, n2, n3]})
+                end).
+
+%% What `global' of C has to say of the connection that is over must not end the next one.
+late_at_one(AwayAndBack) ->
+    Peers = [A, B, C, #{node := NodeD} = D] =
+        chatter_cluster:mesh(4, #{args => ["-pa", filename:dirname(code:which(?MODULE))]}),
+    [chatter_work:connect(P, Q) || P <- Peers, Q <- Peers, P =/= Q],
+    [await_known(P) || P <- Peers],
+    Others = [A, B, C],
+    [ok = chatter_work:watch(P) || P <- Others],
+    [ok = keep_connecting(P, NodeD) || P <- Others],
+    ok = suspend_global(C),
+    _ = AwayAndBack(D, Others),
+    Back = chatter_work:now_ms(),
+    receive after ?LATE_MS -> ok end,
+    ok = resume_global(C),
+    [wait_until(fun() -> on(P, fun() -> nodes() end) end, NodeD, ?TIMEOUT_MS) || P <- Others],
+    ct:pal("connected again after ~b ms", [chatter_work:now_ms() - Back]),
+    %% What `global' sends around has arrived.
+    receive after 1000 -> ok end,
+    ct:pal("~p", [[chatter_work:events(P) || P <- Others]]),
+    [?assertMatch([{nodedown, NodeD, _}, {nodeup, NodeD, _}], chatter_work:events(P))
+     || P <- Others].
+
 %%% Helpers
+
+wait_until(Nodes, Node, TimeoutMs) ->
+    wait_until(fun() -> lists:member(Node, Nodes()) end, TimeoutMs).
+
+suspend_global(Peer) ->
+    on(Peer, fun() ->
+                     Self = self(),
+                     spawn(fun() ->
+                                   true = register(?MODULE, self()),
+                                   true = erlang:suspend_process(whereis(global_name_server)),
+                                   Self ! suspended,
+                                   receive resume -> ok end
+                           end),
+                     receive suspended -> ok end
+             end).
+
+%% The end of the process that suspended it resumes it.
+resume_global(Peer) -> on(Peer, fun() -> ?MODULE ! resume, ok end).
 
 %% Returns when `global' of the node knows all others.
 await_known(Peer) ->

@@ -200,6 +200,7 @@ fn document_has_the_code_points() {
         Why::Restarted,
         Why::Lost,
         Why::Unused,
+        Why::Stopped,
     ] {
         rows.insert(format!("| {} | {} |", reason as u8, shout(&format!("{reason:?}"))));
     }

@@ -223,7 +223,7 @@ impl Node {
         let until = Instant::now() + drain;
         self.drain(until);
         for channel in self.channels.all() {
-            channel.close(ResetReason::Closed);
+            channel.close(ResetReason::Stopped);
         }
         let (done, wait) = std::sync::mpsc::channel();
         let stop = Input::Run(Box::new(move |control, now| {

@@ -9,7 +9,7 @@ rustler::atoms! {
     // results
     full, no_route, not_started, already_started, busy, port, id, incarnation,
     // why a channel ended
-    connection_closed, connection_refused, protocol_error, packets_lost, unused,
+    connection_closed, node_gone, connection_refused, protocol_error, packets_lost, unused,
     // figures
     peer, peer_id, remote, transport, tcp, unix, state, since_ms, rtt_us, metric, dialled, bytes_in, bytes_out, packets_in,
     packets_out, relayed, queued_own, queued_transit, dropped, marked, blocked, up, sync, opening, open,

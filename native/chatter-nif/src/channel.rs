@@ -20,7 +20,7 @@ use crate::host::{BeamChannel, senders};
 use crate::manners::Manners;
 use crate::node::current;
 use crate::pinned;
-use crate::sink::{BeamSink, reason_atom};
+use crate::sink::{BeamSink, fetched_end};
 use crate::waiting::Taken;
 
 /// Bytes, or frames, that use up a whole time slice: what is done for them, in the NIF and by the VM
@@ -182,7 +182,7 @@ fn fetch<'a>(env: Env<'a>, channel: ResourceArc<ChannelRef>, granted: u64) -> Ni
     let state = match closed {
         _ if more || !taken.is_empty() => atoms::more(),
         Some(_) if !frames.is_empty() => atoms::more(),
-        Some(reason) => reason_atom(reason),
+        Some(reason) => fetched_end(reason),
         None => atoms::idle(),
     };
     Ok((frames, cost, state).encode(env))

@@ -115,6 +115,18 @@ impl BeamSink {
     }
 }
 
+/// Why a channel ended, for who fetches from it: whether the life of the other node was given up or is
+/// over, which all nodes see by themselves, or this channel alone has ended.
+pub(crate) fn fetched_end(reason: ResetReason) -> Atom {
+    match reason {
+        ResetReason::Unknown
+        | ResetReason::Unreachable
+        | ResetReason::Restarted
+        | ResetReason::Stopped => atoms::node_gone(),
+        _ => reason_atom(reason),
+    }
+}
+
 /// Why a channel ended, as nodedown will give it.
 pub(crate) fn reason_atom(reason: ResetReason) -> Atom {
     match reason {
@@ -122,7 +134,8 @@ pub(crate) fn reason_atom(reason: ResetReason) -> Atom {
         ResetReason::Closed
         | ResetReason::Unknown
         | ResetReason::Unreachable
-        | ResetReason::Restarted => atoms::connection_closed(),
+        | ResetReason::Restarted
+        | ResetReason::Stopped => atoms::connection_closed(),
         ResetReason::Refused => atoms::connection_refused(),
         ResetReason::Protocol => atoms::protocol_error(),
         ResetReason::Lost => atoms::packets_lost(),

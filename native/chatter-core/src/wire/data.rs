@@ -346,7 +346,7 @@ fn read_index(r: &mut Reader<'_>) -> Result<ChannelIndex, WireError> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum ResetReason {
-    /// The side that says so closed it: disconnect, a process of the connection died, the node stops.
+    /// The side that says so closed it: disconnect, or a process of the connection died.
     Closed = 1,
     /// The side that says so does not know such a channel (it has restarted, or has closed it).
     Unknown = 2,
@@ -362,6 +362,8 @@ pub enum ResetReason {
     Lost = 7,
     /// Who asked for a channel for messages has no more of them, and all have arrived.
     Unused = 8,
+    /// The node that says so stops.
+    Stopped = 9,
 }
 
 /// Ends a channel (RESET) or confirms its end (RESET_ACK).
@@ -403,6 +405,7 @@ impl Reset {
             6 => ResetReason::Restarted,
             7 => ResetReason::Lost,
             8 => ResetReason::Unused,
+            9 => ResetReason::Stopped,
             _ => return Err(WireError::Invalid("reset reason")),
         };
         r.finish("reset")?;
