@@ -15,12 +15,14 @@
 -define(TIMEOUT_MS, 15000).
 %% How long `global' does nothing after its node was stopped.
 -define(SLOW_MS, 700).
+%% The protocol of `global' in OTP 25.
+-define(GLOBAL_VSN, 8).
 %% How long `global' of one of the others does nothing after a node is there again.
 -define(LATE_MS, 1500).
 
 suite() -> [{timetrap, {seconds, 60}}].
 
-all() -> [stopped_and_slow, returned_and_late, restarted_and_late].
+all() -> [stopped_and_slow, returned_and_late, restarted_and_late, told_of_and_no_route].
 
 init_per_suite(Config) ->
     case filelib:is_regular(chatter_cluster:native_lib()) of
@@ -74,6 +76,25 @@ restarted_and_late(_Config) ->
                         ok = chatter_cluster:kill9(D),
                         chatter_cluster:start(n4, #{links => static, neighbours => [n1, n2, n3]})
                 end).
+
+%% Given a node that was killed, of which `global' of another hears from a third that it is there
+%% again before there is a route to it: expect that one to connect to it when there is, and to tell
+%% nobody that it could not.
+told_of_and_no_route(_Config) ->
+    Peers = [A, #{node := NodeB}, #{node := NodeC} = C, #{node := NodeD} = D] =
+        chatter_cluster:mesh(4, #{args => ["-pa", filename:dirname(code:which(?MODULE))]}),
+    [chatter_work:connect(P, Q) || P <- Peers, Q <- Peers, P =/= Q],
+    [await_known(P) || P <- Peers],
+    ok = chatter_cluster:kill9(D),
+    wait_until(fun() -> not lists:member(NodeD, on(C, fun() -> nodes() end)) end, ?TIMEOUT_MS),
+    pang = on(C, fun() -> net_adm:ping(NodeD) end),
+    NewNodes = {new_nodes, NodeB, [], [], [{NodeD, ?GLOBAL_VSN}], []},
+    ok = on(C, fun() -> gen_server:cast(global_name_server, NewNodes) end),
+    _ = chatter_cluster:start(n4, #{links => static, neighbours => [n1, n2, n3]}),
+    wait_until(fun() -> lists:member(NodeD, on(C, fun() -> nodes() end)) end, ?TIMEOUT_MS),
+    receive after 500 -> ok end,
+    Heard = fun() -> ets:lookup(global_lost_connections, {NodeC, NodeD}) end,
+    ?assertEqual([], on(A, Heard)).
 
 %% What `global' of C has to say of the connection that is over must not end the next one.
 late_at_one(AwayAndBack) ->
