@@ -111,6 +111,13 @@ soak-broadcast:                             ## broadcasts in a simulated network
 	    $(STEP) soak-broadcast "broadcasts of $(NODES) nodes of which 30 % die, seed $(FROM)" \
 	    cargo test --release --locked -p chatter-core --test broadcast_crowd -- --nocapture
 
+# make forged FORGED=1000000
+FORGED ?= 1000000
+.PHONY: forged
+forged: build                               ## what forged datagrams do to live traffic, with the bar (root)
+	@CHATTER_FORGED=$(FORGED) $(STEP) forged "$(FORGED) forged datagrams" \
+	    rebar3 ct --readable=compact --suite test/chatter_discovery_SUITE --case forged_datagrams
+
 # make soak-groups HISTORIES=100000; CHATTER_SEED=4711 to run one again
 HISTORIES ?= 100000
 .PHONY: soak-groups

@@ -260,8 +260,11 @@ dns_names(_Config) ->
     ?assert(Took < 1200),
     await_one([A, B, C]).
 
-%% Given a hundred thousand datagrams that nobody of the cluster has made, expect them to be counted
-%% or left to the kernel, nothing else, and messages to pass meanwhile.
+%% Given twenty thousand datagrams that nobody of the cluster has made, expect them to be counted
+%% or left to the kernel, nothing else, and messages to pass meanwhile. CHATTER_FORGED makes more of
+%% them, and holds the round trips to the bar: `make forged` has a million.
+forged_datagrams() -> [{timetrap, {minutes, 3 + forged() div 100000}}].
+
 forged_datagrams(_Config) ->
     Lab = lab(3),
     Peers = [A, #{node := NodeB} = B] = [start(Lab, I) || I <- [1, 2]],
@@ -269,41 +272,70 @@ forged_datagrams(_Config) ->
     pong = on(A, fun() -> net_adm:ping(NodeB) end),
     Stranger = chatter_lab:start(Lab, 3, #{chatter => [{multicast, false}], links => static,
                                            cookie => "another"}),
-    Before = round_trips(A, NodeB),
-    Flooder = spawn_monitor(fun() -> exit(on(Stranger, fun() -> flood(100000) end)) end),
-    During = round_trips(A, NodeB),
-    {Pid, Ref} = Flooder,
-    receive {'DOWN', Ref, process, Pid, Reason} -> ?assertMatch({sent, _}, Reason) end,
-    ct:log("round trips p50, p99 in us: ~p before, ~p during", [Before, During]),
+    Forged = forged(),
+    Idle = percentiles(on(A, trips(NodeB, 2000))),
+    %% The stranger is a program on the same processors, as busy while it sends to nobody: what is
+    %% compared is what the datagrams cost those that get them, not what it costs to make them.
+    {_, Before} = meanwhile(Stranger, A, NodeB, Forged, {224, 1, 1, 2}),
+    [#{malformed := 0, foreign := 0} = figures(P) || P <- Peers],
+    {Ms, During} = meanwhile(Stranger, A, NodeB, Forged, {224, 1, 1, 1}),
+    {P50, P99} = percentiles(Before),
+    {Q50, Q99} = percentiles(During),
+    ct:log("~b forged datagrams in ~b ms; round trips p50, p99 in us: ~p idle, ~p while as many "
+           "go to another group, ~p while they come; p99 ~.2f times",
+           [Forged, Ms, Idle, {P50, P99}, {Q50, Q99}, Q99 / P99]),
+    ?assert(os:getenv("CHATTER_FORGED") =:= false orelse Q99 =< 2 * P99),
     wait_until(fun() -> #{malformed := M, foreign := F} = figures(A), M > 100 andalso F > 100 end,
                ?TIMEOUT_MS),
     ct:log("~p", [figures(A)]),
     [?assertMatch(#{nodes := 1, found := 1, forged := 0}, figures(P)) || P <- [A, B]],
     ?assertEqual([NodeB], on(A, fun() -> nodes() end)).
 
-%% 50th and 99th percentile.
-round_trips(A, NodeB) ->
-    on(A, fun() ->
-        Times = lists:sort([element(1, timer:tc(fun() -> erpc:call(NodeB, erlang, node, []) end))
-                            || _ <- lists:seq(1, 1000)]),
-        {lists:nth(500, Times), lists:nth(990, Times)}
-    end).
+forged() -> list_to_integer(os:getenv("CHATTER_FORGED", "20000")).
 
-%% With a right beginning or none. As fast as the system takes them, up to a few seconds.
-flood(Count) ->
+%% How long it took the stranger to send, and round trips as long as it did, in microseconds.
+meanwhile(Stranger, A, NodeB, Count, Group) ->
+    {Pid, Ref} = spawn_monitor(fun() ->
+                                       Flood = fun() -> flood(Count, Group) end,
+                                       exit(chatter_work:on(Stranger, Flood, 60000 + Count))
+                               end),
+    Trips = round_trips(A, NodeB, Ref, []),
+    receive {'DOWN', Ref, process, Pid, {sent, Ms}} -> {Ms, Trips} end.
+
+round_trips(A, NodeB, Ref, Trips) ->
+    More = on(A, trips(NodeB, 200)),
+    {messages, Messages} = process_info(self(), messages),
+    case lists:any(fun(M) -> element(1, M) =:= 'DOWN' andalso element(2, M) =:= Ref end,
+                   Messages) of
+        true -> More ++ Trips;
+        false -> round_trips(A, NodeB, Ref, More ++ Trips)
+    end.
+
+trips(NodeB, Count) ->
+    fun() ->
+            [element(1, timer:tc(fun() -> erpc:call(NodeB, erlang, node, []) end))
+             || _ <- lists:seq(1, Count)]
+    end.
+
+%% 50th and 99th.
+percentiles(Times) ->
+    Sorted = lists:sort(Times),
+    At = fun(Percent) -> lists:nth(max(1, length(Sorted) * Percent div 100), Sorted) end,
+    {At(50), At(99)}.
+
+%% With a right beginning and none in turns, as fast as the system takes them.
+flood(Count, Group) ->
     {ok, Socket} = gen_udp:open(0, [binary, {multicast_if, {10, 77, 0, 3}}, {multicast_ttl, 1}]),
     Good = <<"CHTD", 1, 0, 0, 0, (rand:bytes(32))/binary, (rand:bytes(1360))/binary>>,
     Bad = rand:bytes(1400),
-    End = erlang:monotonic_time(millisecond) + 20000,
-    flood(Socket, Good, Bad, Count, 0, End).
+    {Us, ok} = timer:tc(fun() -> flood(Socket, Group, Good, Bad, Count) end),
+    ok = gen_udp:close(Socket),
+    {sent, Us div 1000}.
 
-flood(_, _, _, Count, Count, _) -> {sent, Count};
-flood(Socket, A, B, Count, Sent, End) ->
-    _ = gen_udp:send(Socket, {224, 1, 1, 1}, ?MULTICAST_PORT, A),
-    case erlang:monotonic_time(millisecond) < End of
-        true -> flood(Socket, B, A, Count, Sent + 1, End);
-        false -> {sent, Sent}
-    end.
+flood(_, _, _, _, 0) -> ok;
+flood(Socket, Group, A, B, Left) ->
+    _ = gen_udp:send(Socket, Group, ?MULTICAST_PORT, A),
+    flood(Socket, Group, B, A, Left - 1).
 
 %% Given sixteen nodes, expect one network soon after the last has booted, about two links for each,
 %% and at most ten beacons a second on the segment afterwards.
@@ -325,9 +357,9 @@ sixteen_at_once(_Config) ->
     ct:log("16 nodes: one network ~b ms after the last has booted, ~b links", [Took, Links]),
     ?assert(Took =< 3000),
     ?assert(Links =< 40),
-    pause(12000),
+    pause(30000),
     Before = lists:sum([figure(P, beacons_out) || P <- Peers]),
     pause(10000),
     Beacons = lists:sum([figure(P, beacons_out) || P <- Peers]) - Before,
-    ct:log("~b beacons in ten seconds", [Beacons]),
+    ct:log("~b beacons in ten seconds, half a minute later", [Beacons]),
     ?assert(Beacons =< 100).
