@@ -351,6 +351,32 @@ fn restart() {
     }
 }
 
+/// Given a sender that dies when a node knows that it misses a message, expect a neighbour to have it.
+#[test]
+fn gaps_are_fetched_from_neighbours() {
+    let mut fetched = 0;
+    for seed in 0..20 {
+        let mut world = segment(6, seed);
+        let heard = world.hears.clone();
+        world.hears.remove(&(0, 3));
+        assert!(world.send(0, &Targets::All, 1_000));
+        world.hears = heard;
+        world.run(MS / 2);
+        assert!(world.send(0, &Targets::All, 1_000));
+        world.run(MS * 8 / 5);
+        world.kill(0);
+        world.run(SECOND);
+        // Two who got a message over links had it ahead of the death as well.
+        for at in 1..6 {
+            assert_eq!(world.got(at, 0), [1, 2], "seed {seed}: {at}");
+        }
+        let repairs = total(&world, |stats| stats.repairs_of_others);
+        assert!(repairs <= 3, "seed {seed}: {repairs}");
+        fetched += u64::from(repairs > 0);
+    }
+    assert!(fetched >= 10, "{fetched}");
+}
+
 /// Given several who miss the same, expect fewer to ask than miss it.
 #[test]
 fn requests_are_suppressed() {

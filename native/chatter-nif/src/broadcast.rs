@@ -121,6 +121,7 @@ fn broadcast_figures() -> Vec<(Atom, u64)> {
         (atoms::naks_suppressed(), stats.naks_suppressed),
         (atoms::repairs(), stats.repairs),
         (atoms::proofs_lost(), stats.proofs_lost),
+        (atoms::repairs_of_others(), stats.repairs_of_others),
         (atoms::rate_cuts(), stats.rate_cuts),
         (atoms::over_rate(), stats.over_rate),
         (atoms::unsent(), stats.unsent),

@@ -10,7 +10,9 @@
 //! ```
 //!
 //! A target that is left to links is no different from one that multicast was never tried for, so what
-//! becomes of datagrams is a matter of speed alone.
+//! becomes of datagrams is a matter of speed alone. `repairs` answers to NAKs.
+
+mod repairs;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroUsize;
@@ -27,20 +29,11 @@ use super::pace::Pace;
 use crate::ids::{Incarnation, NodeId};
 use crate::routes::ForwardingTable;
 use crate::wire::bcast::{Target, next_message};
-use crate::wire::cast::{CAST_FIXED_LEN, Cast, CastAck, Nak, room_for};
+use crate::wire::cast::{CAST_FIXED_LEN, Cast, CastAck, room_for};
 use crate::wire::datagram::{MAX_MESSAGE_BODY, kind};
-
-/// A CAST is sent so often besides the first time.
-const MAX_REPAIRS: u8 = 3;
 
 /// Who has received a CAST and not taken it within this is left to links.
 const TAKE_WITHIN: Duration = Duration::from_secs(3);
-
-/// Those who ask for the same at about the same time get one answer.
-const REPAIR_PAUSE: Duration = Duration::from_millis(10);
-
-/// With so few left who have not got it, links are cheaper than another datagram for all.
-const FEW: usize = 2;
 
 /// Origin, its life, the last number, the custody.
 pub(super) type Key = (NodeId, Incarnation, u64, u64);
@@ -190,15 +183,6 @@ impl Casts {
         targets
     }
 
-    /// Sends a NAK, if the rate allows it.
-    pub fn send_nak(&mut self, now: Instant, nak: &Nak, stats: &mut BroadcastStats) {
-        let body = nak.encode();
-        if self.pace.may_send(now, body.len()) {
-            stats.naks_out += 1;
-            self.out.push_back(Datagram { kind: kind::NAK, body, cast: None });
-        }
-    }
-
     /// A target tells what has arrived.
     pub fn handle_ack(
         &mut self,
@@ -235,75 +219,6 @@ impl Casts {
                     self.sent.remove(&key);
                 }
             }
-        }
-    }
-
-    /// Somebody misses messages: sends again what this node has sent of them.
-    pub fn handle_nak(
-        &mut self,
-        now: Instant,
-        from: NodeId,
-        nak: &Nak,
-        custodies: &mut Custodies,
-        table: &ForwardingTable,
-        stats: &mut BroadcastStats,
-    ) {
-        for (origin, life, gap) in &nak.gaps {
-            let from_key = (*origin, *life, gap.after + 1, 0);
-            let keys: Vec<Key> = self
-                .sent
-                .range(from_key..=(*origin, *life, u64::MAX, u64::MAX))
-                .take_while(|(_, sent)| sent.first <= gap.upto)
-                .map(|(key, _)| *key)
-                .collect();
-            for key in keys {
-                self.note_missed(key);
-                self.repair(now, from, key, custodies, table, stats);
-            }
-        }
-    }
-
-    fn repair(
-        &mut self,
-        now: Instant,
-        from: NodeId,
-        key: Key,
-        custodies: &mut Custodies,
-        table: &ForwardingTable,
-        stats: &mut BroadcastStats,
-    ) {
-        let Some(sent) = self.sent.get(&key) else { return };
-        let asked = sent.waiting.get(&from).is_some_and(|w| w.received.is_none());
-        let missing: Vec<Target> = sent.missing().copied().collect();
-        if missing.is_empty() {
-            return;
-        }
-        if missing.len() <= FEW {
-            if asked {
-                stats.repairs += 1;
-                self.leave(now, key, |id, _| *id == from, custodies, table, stats);
-            }
-            return;
-        }
-        let again = now.saturating_duration_since(sent.sent) >= REPAIR_PAUSE || sent.repairs == 0;
-        let Some(batch) = custodies.batch(sent.custody) else { return };
-        if !again || sent.repairs >= MAX_REPAIRS {
-            return;
-        }
-        let body = Cast::encode(&batch, &missing);
-        if !self.pace.may_send(now, body.len()) {
-            return;
-        }
-        stats.repairs += 1;
-        self.out.push_back(Datagram { kind: kind::CAST, body, cast: Some(key) });
-        // However often it is sent again, links are not far behind.
-        let timeout = self.timeout(missing.iter().map(|target| target.id));
-        let due = (now + timeout).min(sent.began + timeout * 2);
-        if let Some(sent) = self.sent.get_mut(&key) {
-            self.due.remove(&(sent.due, key));
-            self.due.insert((due, key));
-            (sent.sent, sent.due) = (now, due);
-            sent.repairs += 1;
         }
     }
 

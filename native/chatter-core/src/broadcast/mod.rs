@@ -4,7 +4,8 @@
 //! * `custody` keeps messages until everybody behind this node has them, and plans anew what a link or a
 //!   node took along when it went;
 //! * `casts` sends them by multicast first, to those known to hear it (`hearer`);
-//! * `answers` acknowledges what came by multicast, and asks for what did not;
+//! * `answers` acknowledges what came by multicast, and asks for what did not; `spares` has it for others
+//!   who ask;
 //! * `order` delivers them, and `arrivals` keeps them until they are taken;
 //! * [`payload`] compresses them.
 //!
@@ -30,6 +31,7 @@ mod pace;
 pub mod payload;
 pub mod plan;
 mod receive;
+mod spares;
 mod stats;
 
 use std::collections::{BTreeMap, HashSet};
@@ -54,6 +56,7 @@ pub use config::BroadcastConfig;
 use custody::{Custodies, Parent};
 use order::Order;
 pub use outbox::{SendError, Targets};
+use spares::Spares;
 pub use stats::BroadcastStats;
 
 /// How long the messages of a type that this node changes wait for that before they go on unchanged.
@@ -68,6 +71,7 @@ pub struct Broadcast {
     custodies: Custodies,
     casts: Casts,
     answers: Answers,
+    spares: Spares,
     origins: LruCache<NodeId, Order>,
     /// Origins of which messages are missing, and since when.
     gaps: BTreeMap<NodeId, Instant>,
@@ -89,6 +93,7 @@ impl Broadcast {
             custodies: Custodies::new(me, life),
             casts: Casts::new(config.multicast_rate, nodes, me, life),
             answers: Answers::new(nodes, me, life),
+            spares: Spares::new(me, life),
             origins: LruCache::new(nodes),
             gaps: BTreeMap::new(),
             handled: HashSet::new(),
@@ -233,7 +238,8 @@ impl Broadcast {
         let gap = self.gaps.values().min().map(|since| *since + self.config.gap_timeout);
         let custody = self.custodies.timeout(self.config.patience);
         let (casts, answers) = (self.casts.timeout_at(), self.answers.timeout());
-        [self.outbox.timeout(), gap, custody, casts, answers].into_iter().flatten().min()
+        let own = [self.outbox.timeout(), gap, custody, casts, answers, self.spares.timeout()];
+        own.into_iter().flatten().min()
     }
 
     /// Figures.

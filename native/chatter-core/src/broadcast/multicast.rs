@@ -41,6 +41,7 @@ impl Broadcast {
                     if known == Some(*life) && self.answers.overheard(now, *origin, *gap) {
                         self.stats.naks_suppressed += 1;
                     }
+                    self.spares.handle_nak(now, from, *origin, *life, *gap);
                 }
                 let Self { casts, custodies, table, stats, .. } = self;
                 casts.handle_nak(now, from, &nak, custodies, table, stats);
@@ -87,14 +88,22 @@ impl Broadcast {
         self.casts.rate()
     }
 
-    /// Asks for what is missing, if it is time to.
+    /// Asks for what is missing, and sends what others miss, if it is time to.
     pub(super) fn ask(&mut self, now: Instant) {
         if let Some(nak) = self.answers.poll_nak(now, &self.origins) {
             self.casts.send_nak(now, &nak, &mut self.stats);
         }
+        while let Some((batch, targets)) = self.spares.poll(now) {
+            self.casts.send_spare(now, batch, &targets, &mut self.stats);
+        }
     }
 
     fn take_cast(&mut self, now: Instant, from: NodeId, cast: Cast) {
+        let (mut rest, mut last) = (&cast.batch.messages[..], cast.batch.first);
+        while let Ok(Some(_)) = next_message(&mut rest) {
+            last += 1;
+        }
+        self.spares.heard(now, &cast, last - 1);
         let tag = self.outbox.life_tag();
         let mine = |target: &&Target| target.id == self.me;
         let Some(own) = cast.targets.iter().find(mine).filter(|own| own.life == tag) else {
@@ -106,10 +115,6 @@ impl Broadcast {
             return;
         }
         let (prev, origin, life) = (own.prev, cast.batch.origin, cast.batch.incarnation);
-        let (mut rest, mut last) = (&cast.batch.messages[..], cast.batch.first);
-        while let Ok(Some(_)) = next_message(&mut rest) {
-            last += 1;
-        }
         let messages = last - cast.batch.first;
         let repeats = self.stats.duplicates;
         let custody = self.custodies.add(now, cast.batch, 0, Parent::Cast, 1);

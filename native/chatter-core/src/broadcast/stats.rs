@@ -45,6 +45,8 @@ pub struct BroadcastStats {
     pub naks_suppressed: u64,
     /// Times that such a request was answered, by multicast or over links.
     pub repairs: u64,
+    /// Datagrams with messages that others had sent by multicast, for nodes that miss them.
+    pub repairs_of_others: u64,
     /// Nodes that no longer count as hearing this one, since datagrams did not arrive there.
     pub proofs_lost: u64,
     /// Times that the rate of multicast was halved.
