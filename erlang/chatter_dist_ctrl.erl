@@ -82,7 +82,7 @@ controller(Supervisor, Channel) ->
 
 %% The VM refuses a handle whose connection it has ended. Then the exit signal that says why is on
 %% its way, and must not be overtaken by one of our own.
--spec while_connected(fun(() -> no_return())) -> no_return().
+-spec while_connected(fun(() -> Reason)) -> Reason.
 while_connected(Loop) ->
     try
         Loop()
@@ -178,11 +178,7 @@ get_frames(DHandle, Count, Bytes, Frames) ->
 input(Ctrl, Node, Channel, DHandle) ->
     receive {Ctrl, go} -> ok end,
     ok = chatter_nif:input(Channel),
-    while_connected(fun() -> put_all(Node, Channel, DHandle) end).
-
--spec put_all(node(), chatter_nif:channel(), erlang:dist_handle()) -> no_return().
-put_all(Node, Channel, DHandle) ->
-    case put_next(Channel, DHandle, 0) of
+    case while_connected(fun() -> put_next(Channel, DHandle, 0) end) of
         node_gone ->
             ok = chatter_settle:node_gone(Node),
             %% As if a socket had been closed.
