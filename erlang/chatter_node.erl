@@ -161,6 +161,7 @@ init([]) ->
             ok = chatter_epmd:set_source(fun ?MODULE:discovered/2),
             %% After a crash the native node still runs, and events wait for a taker.
             _ = chatter_nif:set_owner(),
+            ok = chatter_settle:prepare(),
             ok = chatter_monitors:now_up(chatter_nif:nodes()),
             Subscribers = maps:from_list([{monitor(process, Pid), Pid}
                                           || Pid <- chatter_monitors:subscribers()]),

@@ -16,14 +16,27 @@
 %% What `global' does then it does by name too: so no connection begins before it has.
 %%
 %% It also has all cut off a node that it has heard of from others and cannot connect to at once.
-%% But such a node is there, and the route to it on its way: is_expected/1 tells who is to wait.
+%% But such a node is there, and the route to it on its way: is_expected/1 tells who is to wait. An
+%% attempt that has just failed when `global' hears of the node counts as its own: so it is to try
+%% again.
 -module(chatter_settle).
 
--export([node_gone/1, await/1, is_expected/1]).
+-export([prepare/0, node_gone/1, await/1, is_expected/1]).
 
 %% Connections begin after so long, whatever is not settled.
 -define(LIMIT_MS, 2000).
 -define(RETRY_MS, 10).
+
+%% How often `global' tries again to connect to a node that it has heard of from others.
+-define(RETRIES, 2).
+
+%% @doc Has `global' try again to connect (`global_connect_retries' of kernel), unless that is set.
+-spec prepare() -> ok.
+prepare() ->
+    case application:get_env(kernel, global_connect_retries) of
+        {ok, _} -> ok;
+        undefined -> application:set_env(kernel, global_connect_retries, ?RETRIES)
+    end.
 
 %% @doc The connection to the node is about to end, because that is gone. To be called by one of the
 %% processes with which the connection ends.
