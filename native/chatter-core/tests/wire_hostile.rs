@@ -229,7 +229,7 @@ fn unknown_code_points() {
         assert_eq!(items(&[code, 0, 0, 0]).is_ok(), is_empty, "item {code}");
         let mut reset = golden("reset")[CONTENT..].to_vec();
         reset[16] = code;
-        assert_eq!(Reset::decode(&reset).is_ok(), (1..=8).contains(&code), "reason {code}");
+        assert_eq!(Reset::decode(&reset).is_ok(), (1..=9).contains(&code), "reason {code}");
         let mut notice = golden("unreachable")[CONTENT..].to_vec();
         notice[0] = code;
         assert_eq!(Unreachable::decode(&notice).is_ok(), matches!(code, 1 | 2), "drop {code}");
