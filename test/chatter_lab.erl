@@ -6,9 +6,11 @@
 %%     ok = chatter_lab:cut(Lab, [{1, 2}]),              % from 1 to 2; the way back is open
 %%     ok = chatter_lab:close(Lab)
 %%
-%% Nodes are counted from 1. Node I is called nI@10.77.0.I. Two kinds of network:
+%% Nodes are counted from 1. Node I is called nI@10.77.0.I. Three kinds of network:
 %%
 %%   bridge  veth pairs and a bridge of the kernel: cuts, and rates by tbf
+%%   {routed, N}  a bridge for each N nodes and a router of the kernel between the bridges, which
+%%           lets no multicast through: rates by tbf
 %%   switch  TAP devices and native/chatter-lab, which also loses, delays, repeats and reorders
 %%           frames for each directed pair, by a seed
 %%
@@ -24,7 +26,9 @@
 -export_type([lab/0, pair/0, setting/0]).
 
 -opaque lab() :: #{server := pid(), prefix := string(), nodes := pos_integer(),
-                   network := bridge | switch}.
+                   network := network()}.
+
+-type network() :: bridge | switch | {routed, NodesPerBridge :: pos_integer()}.
 
 %% From one node to another.
 -type pair() :: {pos_integer(), pos_integer()}.
@@ -63,8 +67,7 @@ probe() ->
     end.
 
 %% nodes: 1 to 250. seed: of the switch (default 1).
--spec open(#{nodes := pos_integer(), network => bridge | switch, seed => non_neg_integer()}) ->
-          lab().
+-spec open(#{nodes := pos_integer(), network => network(), seed => non_neg_integer()}) -> lab().
 open(#{nodes := Nodes} = Opts) when Nodes =< 250 ->
     _ = os:cmd(guard() ++ " --leftovers"),
     Lab = #{network => maps:get(network, Opts, switch), nodes => Nodes,
@@ -114,12 +117,12 @@ both(Pairs) -> lists:usort(lists:append([[{A, B}, {B, A}] || {A, B} <- Pairs])).
 %% From now on nothing passes in these directions, and nobody is told.
 -spec cut(lab(), [pair()]) -> ok.
 cut(#{network := switch} = Lab, Pairs) -> tell(Lab, Pairs, "set", " cut=1");
-cut(Lab, Pairs) -> neighbours(Lab, [{A, B, ?NOWHERE} || {A, B} <- Pairs]).
+cut(#{network := bridge} = Lab, Pairs) -> neighbours(Lab, [{A, B, ?NOWHERE} || {A, B} <- Pairs]).
 
 %% All passes again as if nothing had been.
 -spec heal(lab(), [pair()]) -> ok.
 heal(#{network := switch} = Lab, Pairs) -> tell(Lab, Pairs, "clear", "");
-heal(Lab, Pairs) -> neighbours(Lab, [{A, B, mac(B)} || {A, B} <- Pairs]).
+heal(#{network := bridge} = Lab, Pairs) -> neighbours(Lab, [{A, B, mac(B)} || {A, B} <- Pairs]).
 
 %% What happens to frames in these directions (switch only). What is not named stays.
 -spec shape(lab(), [pair()], [setting()]) -> ok.
@@ -196,9 +199,7 @@ command(#{server := Server}, Line) ->
         {'DOWN', Ref, process, _, Reason} -> error({laboratory, Reason})
     end.
 
-open_switch(#{network := bridge}, _) ->
-    none;
-open_switch(#{nodes := Nodes} = Lab, Seed) ->
+open_switch(#{network := switch, nodes := Nodes} = Lab, Seed) ->
     Args = ["--net=" ++ path(Lab, hub), switch(), integer_to_list(Nodes), integer_to_list(Seed)],
     Port = open_port({spawn_executable, find("nsenter")},
                      [{args, Args}, {line, 4096}, exit_status]),
@@ -206,7 +207,9 @@ open_switch(#{nodes := Nodes} = Lab, Seed) ->
         {Port, {data, {eol, "ready"}}} -> Port;
         {Port, {exit_status, Code}} -> exit({switch, Code})
     after ?TIMEOUT_MS -> exit({switch, silent})
-    end.
+    end;
+open_switch(_, _) ->
+    none.
 
 %% The switch, built. cargo says where it put it.
 switch() ->
@@ -221,21 +224,52 @@ namespaces(Lab) -> [["ip netns add ", namespace(Lab, Place), "\n"] || Place <- [
 wires(#{network := switch} = Lab) ->
     [["ip -n ", namespace(Lab, hub), " link set port", integer_to_list(I), " netns ",
       namespace(Lab, I), " name eth0 address ", mac(I), "\n"] || I <- places(Lab)];
-wires(Lab) ->
+wires(#{network := bridge} = Lab) ->
+    [bridge(Lab, "bridge"), [port(Lab, I, "bridge") || I <- places(Lab)]];
+wires(#{network := {routed, Size}, nodes := Nodes} = Lab) ->
+    Bridge = fun(Subnet) -> lists:concat(["bridge", Subnet]) end,
+    ["nsenter --net=", path(Lab, hub), " sysctl -q -w net.ipv4.ip_forward=1\n",
+     [[bridge(Lab, Bridge(S)),
+       "ip -n ", namespace(Lab, hub), " addr add ", gateway(S), "/32 dev ", Bridge(S), "\n"]
+      || S <- lists:seq(0, (Nodes - 1) div Size)],
+     [[port(Lab, I, Bridge(subnet(Lab, I))),
+       "ip -n ", namespace(Lab, hub), " route add ", address(I), "/32 dev ",
+       Bridge(subnet(Lab, I)), "\n"] || I <- places(Lab)]].
+
+bridge(Lab, Name) ->
     Hub = ["ip -n ", namespace(Lab, hub)],
-    [[Hub, " link add bridge type bridge\n", Hub, " link set bridge up\n"],
-     [[Hub, " link add port", integer_to_list(I), " type veth peer name eth0 address ", mac(I),
-       " netns ", namespace(Lab, I), "\n",
-       Hub, " link set port", integer_to_list(I), " master bridge up\n"] || I <- places(Lab)]].
+    [Hub, " link add ", Name, " type bridge\n", Hub, " link set ", Name, " up\n"].
+
+port(Lab, I, Bridge) ->
+    Hub = ["ip -n ", namespace(Lab, hub)],
+    [Hub, " link add port", integer_to_list(I), " type veth peer name eth0 address ", mac(I),
+     " netns ", namespace(Lab, I), "\n",
+     Hub, " link set port", integer_to_list(I), " master ", Bridge, " up\n"].
 
 %% Neighbour entries are permanent: links are cut, not the resolution of addresses.
 host(Lab, I) ->
     ["nsenter --net=", path(Lab, I), " sysctl -q -w net.ipv6.conf.all.disable_ipv6=1\n",
      "ip -n ", namespace(Lab, I), " -batch - <<end\nlink set lo up\naddr add ", address(I),
-     "/24 dev eth0\nlink set eth0 up\n",
+     prefix(Lab), " dev eth0\nlink set eth0 up\n",
      [["neigh replace ", address(J), " lladdr ", mac(J), " nud permanent dev eth0\n"]
-      || J <- places(Lab), J =/= I],
+      || J <- places(Lab), J =/= I, subnet(Lab, J) =:= subnet(Lab, I)],
+     routes(Lab, I),
      "end\n"].
+
+%% The addresses of a subnet have no common prefix: neighbours have a route each.
+prefix(#{network := {routed, _}}) -> "/32";
+prefix(_) -> "/24".
+
+routes(#{network := {routed, _}} = Lab, I) ->
+    [[["route add ", address(J), " dev eth0 src ", address(I), "\n"]
+      || J <- places(Lab), J =/= I, subnet(Lab, J) =:= subnet(Lab, I)],
+     "route add default via ", gateway(subnet(Lab, I)), " dev eth0 onlink src ", address(I), "\n"];
+routes(_, _) -> [].
+
+subnet(#{network := {routed, Size}}, I) -> (I - 1) div Size;
+subnet(_, _) -> 0.
+
+gateway(Subnet) -> lists:concat(["10.77.1.", Subnet + 1]).
 
 places(#{nodes := Nodes}) -> lists:seq(1, Nodes).
 
