@@ -29,6 +29,9 @@
 %% How long a process of a connection that is over waits to be ended with the right reason.
 -define(DEATH_ROW_MS, 5000).
 
+%% So many frames in one call mean that the receivers are busy: they get their turns first.
+-define(MANY_FRAMES, 16).
+
 -define(SPAWN_OPTS, [link, {priority, high}, {message_queue_data, off_heap},
                      {min_heap_size, 4096}, {fullsweep_after, 20}]).
 
@@ -188,12 +191,21 @@ input(Ctrl, Node, Channel, DHandle) ->
 
 %% What has been put is granted with the next fetch, or at once if there is nothing more to fetch.
 %% Returns why the channel is over.
+%%
+%% A single message is handed over before other work. Many would then keep the processes that they
+%% are for from ever getting a turn, where there is one scheduler, until their mailboxes have all:
+%% so from many on this process is as urgent as these.
 put_next(Channel, DHandle, Granted) ->
     {Frames, Cost, State} = chatter_nif:fetch(Channel, Granted),
-    put_frames(DHandle, Frames),
+    Put = put_frames(DHandle, Frames, 0),
     case State of
-        more -> put_next(Channel, DHandle, Cost);
+        more ->
+            give_way(),
+            put_next(Channel, DHandle, Cost);
         idle ->
+            if Put >= ?MANY_FRAMES -> give_way();
+               true -> process_flag(priority, high)
+            end,
             ok = chatter_nif:grant(Channel, Cost),
             receive
                 {chatter_ready, _} -> put_next(Channel, DHandle, 0)
@@ -201,8 +213,12 @@ put_next(Channel, DHandle, Granted) ->
         Reason -> Reason
     end.
 
-put_frames(DHandle, [Frame | Frames]) ->
+give_way() ->
+    _ = process_flag(priority, normal),
+    erlang:yield().
+
+put_frames(DHandle, [Frame | Frames], Count) ->
     ok = erlang:dist_ctrl_put_data(DHandle, Frame),
-    put_frames(DHandle, Frames);
-put_frames(_DHandle, []) ->
-    ok.
+    put_frames(DHandle, Frames, Count + 1);
+put_frames(_DHandle, [], Count) ->
+    Count.

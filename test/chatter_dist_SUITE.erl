@@ -20,7 +20,8 @@
 
 suite() -> [{timetrap, {seconds, 60}}].
 
-all() -> [{group, pair}, many_monitors, ticks, back_pressure, the_culprits_alone_are_held].
+all() -> [{group, pair}, many_monitors, ticks, back_pressure, the_culprits_alone_are_held,
+          one_scheduler].
 
 groups() ->
     [{pair, [], [links_and_exits, monitors, spawn_requests, calls, names_and_aliases,
@@ -424,6 +425,31 @@ back_pressure(_Config) ->
 the_culprits_alone_are_held(_Config) ->
     [A, #{node := NodeB} = B] = chatter_work:pair(),
     flooded(A, B, {40000, 1000}, fun() -> ?assertEqual(ok, try_send(A, {nobody, NodeB})) end).
+
+%% Given nodes with one scheduler and a stream of small messages, expect the receiver to get its turns:
+%% its mailbox stays short. (It got all 400,000 before, and then took 19 us for each of them.)
+one_scheduler(_Config) ->
+    [A, B] = chatter_work:pair(#{args => ["+S", "1:1"]}),
+    Count = 400000,
+    Sink = on(B, fun() -> spawn(?MODULE, counting, [Count, 0, 0]) end),
+    Longest = on(A, fun() ->
+                            Msg = {message, pattern(100)},
+                            [Sink ! Msg || _ <- lists:seq(1, Count)],
+                            Sink ! {longest, self()},
+                            receive {longest, Longest} -> Longest end
+                    end, 50000),
+    ct:pal("longest mailbox: ~b", [Longest]),
+    ?assert(Longest < 100000).
+
+%% Answers with the length of its longest mailbox, looked at for every 1,000th message.
+counting(Left, Seen, Longest) when Seen =:= 1000 ->
+    {message_queue_len, Length} = process_info(self(), message_queue_len),
+    counting(Left, 0, max(Longest, Length));
+counting(Left, Seen, Longest) ->
+    receive
+        {message, _} -> counting(Left - 1, Seen + 1, Longest);
+        {longest, From} when Left =:= 0 -> From ! {longest, Longest}
+    end.
 
 try_send(Peer, To) ->
     on(Peer, fun() -> erlang:send(To, {x, 1, y}, [nosuspend]) end).
