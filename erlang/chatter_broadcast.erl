@@ -43,8 +43,11 @@
 -define(HEAP, 32768).
 
 %% After many messages at once the next ones are looked for so much later, without being told of
-%% each packet: a scheduler that is woken for a packet spins for longer than the packet takes.
+%% each packet: a scheduler that is woken for a packet spins for longer than the packet takes. Later
+%% still after so many bytes, which take a good part of that time themselves.
 -define(SOON_MS, 1).
+-define(HEAVY, 16384).
+-define(SOON_AFTER_HEAVY_MS, 2).
 
 -define(MAX_TYPE, 255).
 
@@ -259,7 +262,7 @@ handle_info({chatter_broadcasts}, State) ->
                    {Some, idle} -> Some;
                    {Some, more} -> self() ! {chatter_broadcasts}, Some;
                    {Some, soon} ->
-                       _ = erlang:send_after(?SOON_MS, self(), {chatter_broadcasts}),
+                       _ = erlang:send_after(soon_ms(Some), self(), {chatter_broadcasts}),
                        Some;
                    {[], large} ->
                        {Some, _} = chatter_nif:broadcast_fetch_large(),
@@ -273,6 +276,12 @@ handle_info({'DOWN', _, process, Pid, _}, State) ->
     {noreply, maps:remove(Pid, State)};
 handle_info(_, State) ->
     {noreply, State}.
+
+soon_ms(Messages) ->
+    case lists:sum([byte_size(Bytes) || {_, _, Bytes, _} <- Messages]) of
+        Sum when Sum >= ?HEAVY -> ?SOON_AFTER_HEAVY_MS;
+        _ -> ?SOON_MS
+    end.
 
 forget(Pid, State) ->
     case maps:take(Pid, State) of
