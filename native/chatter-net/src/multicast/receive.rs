@@ -22,8 +22,13 @@ use crate::workers::note_activity;
 const BATCH: usize = 64;
 
 /// What datagrams that are dropped may cost, a second: 4 for one that had to be checked or opened in
-/// vain, 1 for one that had come before. Beyond it nothing is read for a moment, and the kernel drops.
+/// vain, 1 for one that had come before. Beyond it nothing is read for a moment, and the kernel drops;
+/// for as long as that goes on, ever less is read.
 const DROPS_PER_SECOND: u64 = 80_000;
+
+/// How long such a moment is. After a shorter one few have found a place in the kernel's queue, and each
+/// of these wakes this thread.
+const DROP_PAUSE: Duration = Duration::from_millis(20);
 
 /// After an error of the socket that may pass.
 const ERROR_PAUSE: Duration = Duration::from_millis(50);
@@ -47,11 +52,13 @@ pub(super) async fn run(node: Arc<Node>, multicast: Arc<Multicast>, wire: Arc<Wi
                 }
             };
             let cost = multicast.receive(&node, &wire, &mut buffer[..len], from);
-            if cost > 0
-                && let Err(at) = drops.take(Instant::now(), cost)
-            {
+            if cost > 0 && drops.take(Instant::now(), cost).is_err() {
+                let now = Instant::now();
+                if drops.halve(now) {
+                    tracing::debug!(limit = drops.rate(), "reading less of a segment: strangers");
+                }
                 MulticastStats::count(&multicast.stats.pauses);
-                resume = Some(at);
+                resume = Some(now + DROP_PAUSE);
                 break;
             }
         }
