@@ -47,6 +47,8 @@ pub(super) struct Spares {
     spares: BTreeMap<Key, Spare>,
     /// In the order in which they came.
     ages: VecDeque<(Instant, Key)>,
+    /// Those that are to be sent again, by when.
+    due: BTreeSet<(Instant, Key)>,
     bytes: usize,
 }
 
@@ -56,6 +58,7 @@ impl Spares {
             rng: Xoshiro256PlusPlus::seed_from_u64(me.0 ^ !life.0),
             spares: BTreeMap::new(),
             ages: VecDeque::new(),
+            due: BTreeSet::new(),
             bytes: 0,
         }
     }
@@ -65,7 +68,10 @@ impl Spares {
         let Cast { batch, targets } = cast;
         let key = (batch.origin, batch.incarnation, last);
         if let Some(spare) = self.spares.get_mut(&key) {
-            (spare.due, spare.times) = (None, 0);
+            spare.times = 0;
+            if let Some(at) = spare.due.take() {
+                self.due.remove(&(at, key));
+            }
             return;
         }
         let (batch, targets) = (batch.clone(), targets.clone());
@@ -90,7 +96,7 @@ impl Spares {
             .spares
             .range_mut(first..=(origin, life, u64::MAX))
             .take_while(|(_, spare)| spare.batch.first <= gap.upto);
-        for (_, spare) in asked_for {
+        for (key, spare) in asked_for {
             if !spare.targets.iter().any(|target| target.id == from) {
                 continue;
             }
@@ -98,7 +104,9 @@ impl Spares {
             spare.times += 1;
             if spare.times > 1 && spare.repairs < MAX_REPAIRS && spare.due.is_none() {
                 let delay = self.rng.random_range(DELAY_US..=2 * DELAY_US);
-                spare.due = Some(now + Duration::from_micros(delay));
+                let at = now + Duration::from_micros(delay);
+                spare.due = Some(at);
+                self.due.insert((at, *key));
             }
         }
     }
@@ -106,8 +114,9 @@ impl Spares {
     /// What is to be sent again now, and to those who have asked for it.
     pub fn poll(&mut self, now: Instant) -> Option<(&Batch, Vec<Target>)> {
         self.forget(now);
-        let due = |spare: &Spare| spare.due.is_some_and(|at| at <= now);
-        let spare = self.spares.values_mut().find(|spare| due(spare))?;
+        let (_, key) = self.due.first().filter(|(at, _)| *at <= now).copied()?;
+        self.due.pop_first();
+        let spare = self.spares.get_mut(&key)?;
         (spare.due, spare.times) = (None, 0);
         spare.repairs += 1;
         let asked = std::mem::take(&mut spare.asked);
@@ -117,7 +126,7 @@ impl Spares {
 
     /// When there is something to poll.
     pub fn timeout(&self) -> Option<Instant> {
-        self.spares.values().filter_map(|spare| spare.due).min()
+        self.due.first().map(|(at, _)| *at)
     }
 
     fn forget(&mut self, now: Instant) {
@@ -128,6 +137,9 @@ impl Spares {
             self.ages.pop_front();
             if let Some(spare) = self.spares.remove(&key) {
                 self.bytes -= spare.batch.messages.len() + OVERHEAD;
+                if let Some(at) = spare.due {
+                    self.due.remove(&(at, key));
+                }
             }
         }
     }
