@@ -426,8 +426,8 @@ the_culprits_alone_are_held(_Config) ->
     [A, #{node := NodeB} = B] = chatter_work:pair(),
     flooded(A, B, {40000, 1000}, fun() -> ?assertEqual(ok, try_send(A, {nobody, NodeB})) end).
 
-%% Given nodes with one scheduler and a stream of small messages, expect the receiver to get its turns:
-%% its mailbox stays short. (It got all 400,000 before, and then took 19 us for each of them.)
+%% Given nodes with one scheduler and a stream of small messages, expect the receiver to get its
+%% turns: its mailbox stays short. (It got all 400,000, and then took 19 us for each of them.)
 one_scheduler(_Config) ->
     [A, B] = chatter_work:pair(#{args => ["+S", "1:1"]}),
     Count = 400000,

@@ -55,10 +55,10 @@ one_datagram(_Config) ->
     ?assert(Came >= 300).
 
 %% Given twelve nodes on three bridges with a router between them, of which one node each has links
-%% to the others, expect one datagram on each subnet for a broadcast to all, one packet to each other
-%% subnet, one over a link in each subnet, and nothing by anybody else: by the figures of the nodes,
-%% the bytes of each link, and those of the interfaces. What is sent anyway (HELLOs, beacons) is
-%% subtracted.
+%% to the others, expect one datagram on each subnet for a broadcast to all, one packet to each
+%% other subnet, one over a link in each subnet, and nothing by anybody else: by the figures of the
+%% nodes, the bytes of each link, and those of the interfaces. What is sent anyway (HELLOs, beacons)
+%% is subtracted.
 three_subnets(_Config) ->
     Subnet = fun(I) -> (I - 1) div 4 end,
     LinkedTo = fun(1) -> [];
