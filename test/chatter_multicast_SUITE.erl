@@ -212,7 +212,8 @@ switched_off_meanwhile(_Config) ->
     receive after 1000 -> ok end,
     shape(Lab, pairs(4), 0),
     await(Seen, A, 3000),
-    ?assertEqual(false, on(A, fun() -> is_process_alive(Pid) end)),
+    %% It pauses once more after the last.
+    wait_until(fun() -> not on(A, fun() -> is_process_alive(Pid) end) end, ?TIMEOUT_MS),
     ?assertMatch(#{lost := 0, gaps := 0}, figures(B)).
 
 %% Given a receiver that is killed while messages are sent, expect all of them at the others.
