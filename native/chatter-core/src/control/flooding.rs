@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::Control;
 use super::config::{ControlConfig, ms};
-use super::throttle::Throttle;
+use super::throttle::{Budget, Throttle};
 use crate::ids::{Incarnation, LinkId, NodeId};
 use crate::lsdb::Install;
 use crate::wire::hello::{HELLO_NAMESAKE, Hello};
@@ -14,7 +14,9 @@ use crate::wire::summary::Summary;
 /// When the own LSP is made again.
 ///
 /// News of a lost link does not wait for the throttle of other news: when links came up in a burst, a
-/// loss is still told at once. So is a link to a node that had no route.
+/// loss is still told at once. So is a link to a node that had no route. Both have a budget of their own,
+/// which comes back with time: a neighbour that dies every few seconds for ever is told of each time,
+/// and one that comes and goes without a pause once a second.
 #[derive(Clone, Debug)]
 pub(super) struct Origination {
     seq: u64,
@@ -23,22 +25,28 @@ pub(super) struct Origination {
     /// Since when there is good news.
     good_since: Option<Instant>,
     bad_pending: bool,
+    /// Somebody may wait for a way that this node has to tell of.
+    awaited_pending: bool,
     good: Throttle,
-    bad: Throttle,
+    bad: Budget,
+    awaited: Budget,
     refresh_at: Instant,
 }
 
 impl Origination {
     /// The first LSP is due at once.
     pub(super) fn new(config: &ControlConfig, now: Instant) -> Self {
-        let throttle = Throttle::new(config.originate_ms, config.originate_quiet_ms);
+        let [gap, _, refill] = config.originate_ms;
+        let budget = Budget::new(gap, refill);
         Self {
             seq: 0,
             gather: ms(config.gather_ms),
             good_since: None,
             bad_pending: false,
-            good: throttle.clone(),
-            bad: throttle,
+            awaited_pending: false,
+            good: Throttle::new(config.originate_ms, config.originate_quiet_ms),
+            bad: budget.clone(),
+            awaited: budget,
             refresh_at: now,
         }
     }
@@ -48,16 +56,22 @@ impl Origination {
         self.good_since.get_or_insert(now);
     }
 
-    /// A link is lost, or the only way to a node is there.
+    /// A link is lost.
     pub(super) fn want_bad(&mut self) {
         self.bad_pending = true;
+    }
+
+    /// A link is there that may be the only way to a node.
+    fn want_awaited(&mut self) {
+        self.awaited_pending = true;
     }
 
     /// When the next LSP is due.
     pub(super) fn next_timeout(&self, now: Instant) -> Option<Instant> {
         let good = self.good_since.map(|since| self.good.next(now).max(since + self.gather));
         let bad = self.bad_pending.then(|| self.bad.next(now));
-        [good, bad, Some(self.refresh_at)].into_iter().flatten().min()
+        let awaited = self.awaited_pending.then(|| self.awaited.next(now));
+        [good, bad, awaited, Some(self.refresh_at)].into_iter().flatten().min()
     }
 
     /// An LSP with news was made.
@@ -65,10 +79,14 @@ impl Origination {
         if self.bad_pending {
             self.bad.fire(now);
         }
-        if self.good_since.is_some() || self.bad_pending {
+        if self.awaited_pending {
+            self.awaited.fire(now);
+        }
+        if self.good_since.is_some() || self.bad_pending || self.awaited_pending {
             self.good.fire(now);
         }
         self.bad_pending = false;
+        self.awaited_pending = false;
         self.good_since = None;
     }
 }
@@ -128,7 +146,7 @@ impl Control {
             self.taken_in();
             if self.nodes.has_lost() {
                 // Somebody may wait for this way, and only for so long until it gives a node up.
-                self.origination.want_bad();
+                self.origination.want_awaited();
             }
         }
         if hello.flags & HELLO_NAMESAKE != 0 {

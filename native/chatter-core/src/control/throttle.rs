@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 use rand::rngs::Xoshiro256PlusPlus;
 
-/// The second step is taken so many times before the third: a few changes in a row must not hold news
+/// The second step is taken so many times before the third, and a full budget holds so many: a few changes in a row must not hold news
 /// back for longer than others wait for a route. A node that loses all its links and finds them again
 /// has five or six things to tell.
 const BURST: u32 = 8;
@@ -51,6 +51,43 @@ impl Throttle {
     }
 }
 
+/// Lets [`BURST`] happen one after the other, and as many more as time has passed since: a token bucket,
+/// kept as the time at which it would be full (the virtual scheduling of ITU-T I.371).
+///
+/// Unlike with [`Throttle`], what comes seldom but for ever never waits.
+#[derive(Clone, Debug)]
+pub(crate) struct Budget {
+    /// What lies at least between two.
+    gap: Duration,
+    /// How long one more takes to come.
+    refill: Duration,
+    last: Option<Instant>,
+    full_at: Option<Instant>,
+}
+
+impl Budget {
+    /// Full at first. `gap_ms` lies between any two, and `refill_ms` between two when it is used up.
+    pub(crate) fn new(gap_ms: u32, refill_ms: u32) -> Self {
+        let gap = Duration::from_millis(gap_ms.into());
+        Self { gap, refill: Duration::from_millis(refill_ms.into()), last: None, full_at: None }
+    }
+
+    /// When it may happen next; in the past (or `now`) means at once.
+    pub(crate) fn next(&self, now: Instant) -> Instant {
+        let (Some(last), Some(full_at)) = (self.last, self.full_at) else { return now };
+        let missing = full_at.saturating_duration_since(now);
+        let room = self.refill * (BURST - 1);
+        (last + self.gap).max(now + missing.saturating_sub(room))
+    }
+
+    /// It happened, be it before its time, along with something else.
+    pub(crate) fn fire(&mut self, now: Instant) {
+        self.last = Some(now);
+        let full_at = self.full_at.map_or(now, |at| at.max(now)) + self.refill;
+        self.full_at = Some(full_at.min(now + self.refill * BURST));
+    }
+}
+
 /// `duration` ± 25 %, evenly.
 pub(crate) fn jitter(duration: Duration, rng: &mut Xoshiro256PlusPlus) -> Duration {
     let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX / 4);
@@ -86,5 +123,30 @@ mod tests {
         expected.extend([1_000; 2]);
         assert_eq!(gaps(), expected);
         assert_eq!(gaps(), expected);
+    }
+
+    /// Given something that happens once in each time of refill, expect that it never waits; given
+    /// something that always wants to, expect a burst and then one in each time of refill.
+    #[test]
+    fn a_budget_comes_back() {
+        #[expect(clippy::disallowed_methods, reason = "any base of virtual time")]
+        let start = Instant::now();
+        let mut budget = Budget::new(10, 1_000);
+        let mut now = start;
+        for _ in 0..100 {
+            assert!(budget.next(now) <= now);
+            budget.fire(now);
+            now += Duration::from_secs(1);
+        }
+        let mut gaps = Vec::new();
+        for _ in 0..BURST + 3 {
+            budget.fire(now);
+            let next = budget.next(now).max(now);
+            gaps.push((next - now).as_millis());
+            now = next;
+        }
+        let burst = gaps.iter().take_while(|gap| **gap == 10).count();
+        assert!((BURST as usize - 1..=BURST as usize).contains(&burst), "{gaps:?}");
+        assert!(gaps[burst + 1..].iter().all(|gap| *gap == 1_000), "{gaps:?}");
     }
 }
