@@ -15,6 +15,12 @@
 
 -define(TIMEOUT_MS, 20000).
 -define(MULTICAST_PORT, 29999).
+%% Of the flood: bytes of a datagram, how many go at once (64 KiB at most) and how many in a
+%% millisecond (1 Gbit/s), and in how many parts it comes.
+-define(DATAGRAM, 1400).
+-define(BURST, 46).
+-define(PER_MS, 89).
+-define(ROUNDS, 5).
 
 suite() -> [{timetrap, {minutes, 3}}].
 
@@ -273,21 +279,25 @@ forged_datagrams(_Config) ->
     Stranger = chatter_lab:start(Lab, 3, #{chatter => [{multicast, false}], links => static,
                                            cookie => "another"}),
     Forged = forged(),
-    Idle = percentiles(on(A, trips(NodeB, 2000))),
-    %% The stranger is a program on the same processors, as busy while it sends to nobody: what is
-    %% compared is what the datagrams cost those that get them, not what it costs to make them.
-    {_, Before} = meanwhile(Stranger, A, NodeB, Forged, {224, 1, 1, 2}),
-    [#{malformed := 0, foreign := 0} = figures(P) || P <- Peers],
-    {Ms, During} = meanwhile(Stranger, A, NodeB, Forged, {224, 1, 1, 1}),
-    {P50, P99} = percentiles(Before),
-    {Q50, Q99} = percentiles(During),
-    ct:log("~b forged datagrams in ~b ms; round trips p50, p99 in us: ~p idle, ~p while as many "
-           "go to another group, ~p while they come; p99 ~.2f times",
-           [Forged, Ms, Idle, {P50, P99}, {Q50, Q99}, Q99 / P99]),
+    _Warm = on(A, trips(NodeB, 2000)),
+    %% As many round trips without and with them, in turns, since the machine drifts.
+    Rounds = [begin
+                  {_, Idle} = meanwhile(Stranger, A, NodeB, Forged div ?ROUNDS, quiet),
+                  [?assertMatch(#{forged := 0}, figures(P)) || P <- Peers],
+                  {Ms, Flooded} = meanwhile(Stranger, A, NodeB, Forged div ?ROUNDS, flood),
+                  {Ms, Idle, Flooded}
+              end || _ <- lists:seq(1, ?ROUNDS)],
+    {Times, Idles, Floods} = lists:unzip3(Rounds),
+    {P50, P99} = percentiles(lists:append(Idles)),
+    {Q50, Q99} = percentiles(lists:append(Floods)),
+    ct:log("~b forged datagrams in ~b ms; round trips p50, p99 in us: ~p without, ~p with them; "
+           "p99 ~.2f times~nby rounds: ~p",
+           [Forged, lists:sum(Times), {P50, P99}, {Q50, Q99}, Q99 / P99,
+            [{percentiles(Idle), percentiles(Flooded)} || {_, Idle, Flooded} <- Rounds]]),
     ?assert(os:getenv("CHATTER_FORGED") =:= false orelse Q99 =< 2 * P99),
     wait_until(fun() -> #{malformed := M, foreign := F} = figures(A), M > 100 andalso F > 100 end,
                ?TIMEOUT_MS),
-    ct:log("~p", [figures(A)]),
+    ct:log("~p~n~s", [figures(A), in(Lab, 1, "grep Udp: /proc/net/snmp")]),
     %% Ever fewer of a flood are read.
     #{malformed := Malformed, foreign := Foreign} = figures(A),
     ?assert(Malformed + Foreign =< max(50000, Forged * 15 div 100)),
@@ -296,10 +306,11 @@ forged_datagrams(_Config) ->
 
 forged() -> list_to_integer(os:getenv("CHATTER_FORGED", "20000")).
 
-%% How long it took the stranger to send, and round trips as long as it did, in microseconds.
-meanwhile(Stranger, A, NodeB, Count, Group) ->
+%% How long it took the stranger to send, or to do as if, and round trips as long as it did, in
+%% microseconds.
+meanwhile(Stranger, A, NodeB, Count, What) ->
     {Pid, Ref} = spawn_monitor(fun() ->
-                                       Flood = fun() -> flood(Count, Group) end,
+                                       Flood = fun() -> flood(Count, What) end,
                                        exit(chatter_work:on(Stranger, Flood, 60000 + Count))
                                end),
     Trips = round_trips(A, NodeB, Ref, []),
@@ -326,19 +337,31 @@ percentiles(Times) ->
     At = fun(Percent) -> lists:nth(max(1, length(Sorted) * Percent div 100), Sorted) end,
     {At(50), At(99)}.
 
-%% With a right beginning and none in turns, as fast as the system takes them.
-flood(Count, Group) ->
-    {ok, Socket} = gen_udp:open(0, [binary, {multicast_if, {10, 77, 0, 3}}, {multicast_ttl, 1}]),
-    Good = <<"CHTD", 1, 0, 0, 0, (rand:bytes(32))/binary, (rand:bytes(1360))/binary>>,
-    Bad = rand:bytes(1400),
-    {Us, ok} = timer:tc(fun() -> flood(Socket, Group, Good, Bad, Count) end),
+%% Sends datagrams of 1,400 bytes, some 1 Gbit/s of them, with a right beginning and none in turns.
+%% The kernel cuts what is given to it (UDP_SEGMENT of udp(7)), so that this program is no
+%% load by itself: it shares processors with those whom it floods, which others would not.
+flood(Count, What) ->
+    {ok, Socket} = gen_udp:open(0, [binary, {multicast_if, {10, 77, 0, 3}}, {multicast_ttl, 1},
+                                    {sndbuf, 1 bsl 20},
+                                    {raw, 17, 103, <<?DATAGRAM:32/native>>}]),
+    Good = <<"CHTD", 1, 0, 0, 0, (rand:bytes(32))/binary, (rand:bytes(?DATAGRAM - 40))/binary>>,
+    Bad = rand:bytes(?DATAGRAM),
+    Burst = binary:copy(<<Good/binary, Bad/binary>>, ?BURST div 2),
+    Start = erlang:monotonic_time(millisecond),
+    ok = flood(Socket, Burst, Count, What, Start, 0),
     ok = gen_udp:close(Socket),
-    {sent, Us div 1000}.
+    {sent, erlang:monotonic_time(millisecond) - Start}.
 
-flood(_, _, _, _, 0) -> ok;
-flood(Socket, Group, A, B, Left) ->
-    _ = gen_udp:send(Socket, Group, ?MULTICAST_PORT, A),
-    flood(Socket, Group, B, A, Left - 1).
+flood(_, _, Count, _, _, Sent) when Sent >= Count -> ok;
+flood(Socket, Burst, Count, What, Start, Sent) ->
+    case (erlang:monotonic_time(millisecond) - Start) * ?PER_MS >= Sent of
+        true ->
+            _ = [ok = gen_udp:send(Socket, {224, 1, 1, 1}, ?MULTICAST_PORT, Burst) || What =:= flood],
+            flood(Socket, Burst, Count, What, Start, Sent + ?BURST);
+        false ->
+            pause(1),
+            flood(Socket, Burst, Count, What, Start, Sent)
+    end.
 
 %% Given sixteen nodes, expect one network soon after the last has booted, about two links for each,
 %% and at most ten beacons a second on the segment afterwards.
