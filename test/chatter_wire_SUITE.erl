@@ -47,7 +47,7 @@ golden(_Config) ->
     Document = filename:join([chatter_cluster:root(), "docs", "wire-format.md"]),
     {0, Output} = chatter_cluster:run(python(), [script(), "golden", Document], ?TIMEOUT_MS,
                                       #{env => env()}),
-    ?assertEqual(["bcast", "beacon", "cast", "datagram", "nak"],
+    ?assertEqual(["bcast", "beacon", "cast", "cast-hello", "datagram", "nak"],
                  lists:sort([Name || "golden " ++ Name <- string:lexemes(
                                                             binary_to_list(Output), "\n")])).
 

@@ -26,7 +26,7 @@ from collections import namedtuple
 from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
 
 MAX_DATAGRAM, HEADER, TAG = 1400, 40, 16
-BEACON, CAST, NAK = 0x01, 0x10, 0x11
+BEACON, CAST, NAK, CAST_HELLO = 0x01, 0x10, 0x11, 0x12
 DIRECT, OWN_PREV, LINKS_ONLY, LZ4 = 1, 2, 4, 4
 
 
@@ -156,7 +156,7 @@ def put_beacon(beacon):
     return out + b"".join(node + struct.pack(">Q", life) for node, life in beacon.seen)
 
 
-# ===== CAST, NAK and BCAST =====
+# ===== CAST, CAST_HELLO, NAK and BCAST =====
 
 Target = namedtuple("Target", "node life flags prev")
 Part = namedtuple("Part", "flags kind body")
@@ -247,6 +247,21 @@ def read_nak(body):
 def put_nak(gaps):
     return bytes([0, len(gaps)]) + b"".join(
         origin + struct.pack(">QQQ", life, after, upto) for origin, life, after, upto in gaps)
+
+
+def read_cast_hello(body):
+    reader = Reader(body)
+    must(reader.number(1) == 0, "flags")
+    count = reader.number(1)
+    origin, life = reader.take(8), reader.number(8)
+    targets = [(reader.take(8), reader.number(2), reader.number(8)) for _ in range(count)]
+    must(targets and reader.is_empty(), "targets")
+    return origin, life, targets
+
+
+def put_cast_hello(origin, life, targets):
+    return bytes([0, len(targets)]) + origin + struct.pack(">Q", life) + b"".join(
+        node + struct.pack(">HQ", tag, last) for node, tag, last in targets)
 
 
 # ===== what a message says =====
@@ -346,6 +361,7 @@ def golden(document):
         "beacon": put_beacon(read_beacon(blocks["beacon"])),
         "cast": put_cast(read_cast(blocks["cast"])),
         "nak": put_nak(read_nak(blocks["nak"])),
+        "cast-hello": put_cast_hello(*read_cast_hello(blocks["cast-hello"])),
         "bcast": put_bcast(*read_bcast(blocks["bcast"])),
         "datagram": Cluster(key).seal(header, plain),
     }
@@ -403,6 +419,9 @@ class Member:
                       "lz4" if part.flags & LZ4 else "plain", ids, said, flush=True)
         elif kind == NAK:
             print("nak", self.name_of(header.sender), len(read_nak(body)), flush=True)
+        elif kind == CAST_HELLO:
+            origin, _, targets = read_cast_hello(body)
+            print("hello", self.name_of(origin), len(targets), flush=True)
 
     def say(self, kind, text, targets):
         nodes = [node_id(name) for name in targets]

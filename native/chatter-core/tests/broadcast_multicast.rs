@@ -280,6 +280,39 @@ fn a_lost_last_message() {
     assert_eq!(world.casts(), 3, "once is not enough to lose trust");
 }
 
+/// Given a last message that gets lost everywhere once, expect the nodes to learn so from how far the
+/// sender says to have sent, and to get it by one more datagram, ahead of the time for links.
+#[test]
+fn a_lost_last_message_is_told_of() {
+    for seed in 0..20 {
+        let mut world = segment(8, seed);
+        for _ in 0..50 {
+            assert!(world.send(0, &Targets::All, 40));
+            world.run(10 * MS);
+        }
+        assert_eq!(total(&world, |stats| stats.hellos_out), 0, "seed {seed}: all acknowledged");
+        let heard = std::mem::take(&mut world.hears);
+        assert!(world.send(0, &Targets::All, 40));
+        world.hears = heard;
+        let sent = world.now;
+        world.run(SECOND);
+        check(&world, seed);
+        check_empty(&world, seed);
+        assert!(world.last - sent <= 25 * MS, "seed {seed}: {:?}", world.last - sent);
+        let stats = world.nodes[0].core.stats();
+        assert_eq!(
+            (stats.hellos_out, stats.repairs, stats.left_to_links),
+            (1, 1, 0),
+            "seed {seed}"
+        );
+        assert_eq!(total(&world, |stats| stats.hellos_in), 6, "seed {seed}");
+        // One more if somebody asks again just as the answer comes.
+        assert!(world.casts() <= 53, "seed {seed}: {}", world.casts());
+        let naks = total(&world, |stats| stats.naks_out);
+        assert!((1..=3).contains(&naks), "seed {seed}: {naks}");
+    }
+}
+
 /// Given nodes that die and start again while others broadcast and datagrams get lost, expect those who
 /// stay to get everything of each other.
 #[test]

@@ -9,7 +9,7 @@ use chatter_core::crypto::{ClusterKey, DatagramError, DatagramOpener, DatagramSe
 use chatter_core::ids::{Incarnation, NodeId};
 use chatter_core::wire::bcast::{self, Batch, Target};
 use chatter_core::wire::beacon::{Beacon, MAX_SEEN};
-use chatter_core::wire::cast::{Cast, Gap, Nak, room_for};
+use chatter_core::wire::cast::{Cast, CastHello, Gap, Nak, room_for};
 use chatter_core::wire::datagram::{
     DATAGRAM_HEADER_LEN, DATAGRAM_TAG_LEN, MAX_DATAGRAM, MAX_DATAGRAM_PLAIN, MAX_MESSAGE_BODY,
     Message, kind, next_message, put_message,
@@ -28,6 +28,8 @@ const GOLDEN_CAST: &str = "0002a1a2a3a4a5a6a7a800062b3c4d5e6f7000000000000000090
     b1b2b3b4b5b6b7b86f7100c1c2c3c4c5c6c7c86f7002000000000000000300\
     0568656c6c6f000003006162";
 const GOLDEN_NAK: &str = "0001a1a2a3a4a5a6a7a800062b3c4d5e6f700000000000000009000000000000000c";
+const GOLDEN_CAST_HELLO: &str = "0002a1a2a3a4a5a6a7a800062b3c4d5e6f70\
+    b1b2b3b4b5b6b7b86f71000000000000000cc1c2c3c4c5c6c7c86f700000000000000009";
 const GOLDEN_DATAGRAM: &str = "4348544401000000a1a2a3a4a5a6a7a800064f3a1b2c3d4e00000000000000018f08391c\
     fc2376eee9261f49b24b664bbd94d3beb3434e8a7f78b8482c57960e6e351d7ae8ee3ed85421c11c823df0cdb9e3c3bf79\
     7b0b5301667e203eba4d65ca6dad21da9dd9d08b423ee238452c183e";
@@ -106,6 +108,14 @@ fn nak() -> Nak {
     Nak { gaps: vec![(SENDER, Incarnation(0x0006_2b3c_4d5e_6f70), gap)] }
 }
 
+fn cast_hello() -> CastHello {
+    CastHello {
+        origin: SENDER,
+        incarnation: Incarnation(0x0006_2b3c_4d5e_6f70),
+        targets: vec![(ME, 0x6f71, 12), (NodeId(0xc1c2_c3c4_c5c6_c7c8), 0x6f70, 9)],
+    }
+}
+
 /// The same for what broadcasts send, with every truncation refused, and every other byte refused or
 /// read as nothing else.
 #[test]
@@ -120,7 +130,15 @@ fn golden_casts() {
         Cast::decode(bytes).map(|cast| Cast::encode(&cast.batch, &cast.targets)).ok()
     };
     let nak_again = |bytes: &[u8]| Nak::decode(bytes).map(|nak| nak.encode()).ok();
-    let each = [(&cast_bytes, &cast_again as &dyn Fn(&[u8]) -> _), (&nak_bytes, &nak_again)];
+    let hello_bytes = hex(GOLDEN_CAST_HELLO);
+    assert_eq!(cast_hello().encode(), hello_bytes);
+    assert_eq!(CastHello::decode(&hello_bytes), Ok(cast_hello()));
+    let hello_again = |bytes: &[u8]| CastHello::decode(bytes).map(|hello| hello.encode()).ok();
+    let each = [
+        (&cast_bytes, &cast_again as &dyn Fn(&[u8]) -> _),
+        (&nak_bytes, &nak_again),
+        (&hello_bytes, &hello_again),
+    ];
     for (bytes, again) in each {
         (0..bytes.len()).for_each(|len| assert_eq!(again(&bytes[..len]), None, "{len}"));
         for (at, new) in (0..bytes.len()).flat_map(|at| (0..=255).map(move |new| (at, new))) {
@@ -303,5 +321,6 @@ proptest! {
         let _ = Beacon::decode(&bytes);
         let _ = Cast::decode(&bytes);
         let _ = Nak::decode(&bytes);
+        let _ = CastHello::decode(&bytes);
     }
 }

@@ -149,6 +149,7 @@ fn document_has_them_all() {
         ("datagram", constant(datagrams, "GOLDEN_DATAGRAM")),
         ("cast", constant(datagrams, "GOLDEN_CAST")),
         ("nak", constant(datagrams, "GOLDEN_NAK")),
+        ("cast-hello", constant(datagrams, "GOLDEN_CAST_HELLO")),
         ("record-1", golden[0].clone()),
         ("record-2", golden[1].clone()),
         ("record-3", golden[2].clone()),
@@ -187,7 +188,12 @@ fn document_has_the_code_points() {
     ] {
         rows.insert(format!("| {code} | {name} |"));
     }
-    for (code, name) in [(kind::BEACON, "BEACON"), (kind::CAST, "CAST"), (kind::NAK, "NAK")] {
+    for (code, name) in [
+        (kind::BEACON, "BEACON"),
+        (kind::CAST, "CAST"),
+        (kind::NAK, "NAK"),
+        (kind::CAST_HELLO, "CAST_HELLO"),
+    ] {
         rows.insert(format!("| 0x{code:02x} | {name} |"));
     }
     use ResetReason as Why;

@@ -21,7 +21,8 @@ rustler::atoms! {
     evicted_handshakes, lsdb_size, neighbours, draining, transit_packets, transit_idle_ms,
     // broadcasts
     chatter_broadcasts, too_large, large, soon, unsuited, sent, tree_packets, delivered, replanned, unreachable, lost, gaps, damaged,
-    own_bytes, kept_bytes, proofs, casts, cast_targets, cast_acked, left_to_links, casts_in, cast_messages, naks_out, naks_in,
+    own_bytes, kept_bytes, proofs, casts, cast_targets, cast_acked, left_to_links, casts_in, cast_messages, hellos_out, hellos_in,
+    naks_out, naks_in,
     naks_suppressed, repairs, proofs_lost, rate_cuts, over_datagram, over_rate, unsent, casts_dropped,
     repairs_of_others,
     // multicast

@@ -116,6 +116,8 @@ fn broadcast_figures() -> Vec<(Atom, u64)> {
         (atoms::left_to_links(), stats.left_to_links),
         (atoms::casts_in(), stats.casts_in),
         (atoms::cast_messages(), stats.cast_messages),
+        (atoms::hellos_out(), stats.hellos_out),
+        (atoms::hellos_in(), stats.hellos_in),
         (atoms::naks_out(), stats.naks_out),
         (atoms::naks_in(), stats.naks_in),
         (atoms::naks_suppressed(), stats.naks_suppressed),

@@ -94,6 +94,11 @@ impl Answers {
         pending.at.get_or_insert(now + ACK_DELAY + spread);
     }
 
+    /// A sender tells by multicast what it has sent of an origin.
+    pub fn told(&mut self, now: Instant, origin: NodeId) {
+        self.heard.put(origin, now);
+    }
+
     /// The user has taken messages: those who wait for that are told soon.
     pub fn taken(&mut self, now: Instant, origins: &LruCache<NodeId, Order>) {
         for ((_, origin), pending) in &mut self.pending {
@@ -145,14 +150,16 @@ impl Answers {
             .collect();
         let mut nak = Nak { gaps: Vec::new() };
         for origin in due {
+            let Some(order) = origins.peek(&origin).filter(|o| o.missing_after().is_some()) else {
+                self.asking.remove(&origin);
+                continue;
+            };
             let asked = self.asking.get(&origin).map_or(0, |asking| asking.asked) + 1;
             let at = (asked < MAX_NAKS).then(|| now + self.back_off(asked));
             if let Some(asking) = self.asking.get_mut(&origin) {
                 (asking.asked, asking.at) = (asked, at);
             }
-            let Some(order) = origins.peek(&origin) else { continue };
-            let room = MAX_NAK_GAPS - nak.gaps.len();
-            let (gaps, _) = order.gaps(room);
+            let gaps = order.missing(MAX_NAK_GAPS - nak.gaps.len());
             nak.gaps.extend(gaps.into_iter().map(|gap| (origin, order.incarnation, gap)));
         }
         (!nak.gaps.is_empty()).then_some(nak)

@@ -10,8 +10,10 @@
 //! ```
 //!
 //! A target that is left to links is no different from one that multicast was never tried for, so what
-//! becomes of datagrams is a matter of speed alone. `repairs` answers to NAKs.
+//! becomes of datagrams is a matter of speed alone. `repairs` answers to NAKs; `hello` tells how far this
+//! node has sent, when nothing follows that would.
 
+mod hello;
 mod repairs;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -78,6 +80,8 @@ pub(super) struct Casts {
     hearers: LruCache<NodeId, Hearer>,
     sent: BTreeMap<Key, Sent>,
     due: BTreeSet<(Instant, Key)>,
+    /// When to tell how far this node has sent.
+    hello_at: Option<Instant>,
     out: VecDeque<Datagram>,
 }
 
@@ -89,6 +93,7 @@ impl Casts {
             hearers: LruCache::new(nodes),
             sent: BTreeMap::new(),
             due: BTreeSet::new(),
+            hello_at: None,
             out: VecDeque::new(),
         }
     }
@@ -166,7 +171,9 @@ impl Casts {
                 hearer.pending.insert(key);
             }
         }
-        let due = now + self.timeout(chosen.iter().map(|target| target.id));
+        let timeout = self.timeout(chosen.iter().map(|target| target.id));
+        let due = now + timeout;
+        self.hello_at = Some(now + timeout / 2);
         let waiting = |target: Target| (target.id, Waiting { target, received: None });
         let sent = Sent {
             custody: id,
@@ -293,9 +300,10 @@ impl Casts {
         self.out.pop_front()
     }
 
-    /// When [`Casts::expire`] has something to do.
+    /// When [`Casts::expire`] or [`Casts::send_hello`] has something to do.
     pub fn timeout_at(&self) -> Option<Instant> {
-        self.due.first().map(|(at, _)| *at)
+        let due = self.due.first().map(|(at, _)| *at);
+        due.into_iter().chain(self.hello_at).min()
     }
 
     fn leave(

@@ -210,6 +210,7 @@ impl Broadcast {
         for (ticket, targets) in self.custodies.expire_dispatch(now) {
             self.forward(now, ticket, targets);
         }
+        self.casts.send_hello(now, &mut self.stats);
         self.casts.expire(now, &mut self.custodies, &self.table, &mut self.stats);
         self.custodies.expire(now, self.config.patience, &self.table, &mut self.stats);
         let patience = self.config.gap_timeout;

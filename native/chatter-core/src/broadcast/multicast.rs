@@ -5,10 +5,11 @@ use std::time::Instant;
 use super::Broadcast;
 use super::casts::Datagram;
 use super::custody::Parent;
+use super::order::Order;
 use crate::ids::{ChannelIndex, Incarnation, NodeId};
 use crate::wire::PacketType;
 use crate::wire::bcast::{Target, next_message};
-use crate::wire::cast::{Cast, CastAck, Nak};
+use crate::wire::cast::{Cast, CastAck, CastHello, Nak};
 use crate::wire::datagram::kind;
 use crate::wire::packet::Packet;
 use crate::wire::reader::WireError;
@@ -33,6 +34,7 @@ impl Broadcast {
     ) -> Result<(), WireError> {
         match code {
             kind::CAST => self.take_cast(now, from, Cast::decode(body)?),
+            kind::CAST_HELLO => self.take_hello(now, &CastHello::decode(body)?),
             kind::NAK => {
                 let nak = Nak::decode(body)?;
                 self.stats.naks_in += 1;
@@ -120,10 +122,26 @@ impl Broadcast {
         let custody = self.custodies.add(now, cast.batch, 0, Parent::Cast, 1);
         self.deliver(now, custody, prev, false);
         let order = self.origins.peek(&origin).filter(|order| order.incarnation == life);
-        let Some(received) = order.map(|order| order.received()) else { return };
+        let Some(missing) = order.map(Order::missing_after) else { return };
         self.stats.cast_messages += messages - (self.stats.duplicates - repeats);
         self.answers.heard(now, from, origin, life, last - 1);
-        let gap = self.gaps.contains_key(&origin).then_some(received);
-        self.answers.gap(now, origin, gap);
+        self.answers.gap(now, origin, missing);
+    }
+
+    /// Somebody has sent messages by multicast, and waits for acknowledgements.
+    fn take_hello(&mut self, now: Instant, hello: &CastHello) {
+        let tag = self.outbox.life_tag();
+        let own = hello.targets.iter().find(|(id, life, _)| (*id, *life) == (self.me, tag));
+        let Some((_, _, last)) = own else { return };
+        self.stats.hellos_in += 1;
+        let (origin, life) = (hello.origin, hello.incarnation);
+        if !self.know_origin(now, origin, life) {
+            return;
+        }
+        if let Some(order) = self.origins.peek_mut(&origin) {
+            order.told(*last);
+            self.answers.told(now, origin);
+            self.answers.gap(now, origin, order.missing_after());
+        }
     }
 }

@@ -53,6 +53,8 @@ pub(super) struct Order {
     taken: u64,
     held: BTreeMap<u64, Held>,
     assembly: Option<Assembly>,
+    /// The highest number that a sender says to have sent.
+    told: u64,
     /// Since when something is held.
     pub gap_since: Option<Instant>,
     limit: usize,
@@ -61,8 +63,8 @@ pub(super) struct Order {
 impl Order {
     pub fn new(incarnation: Incarnation, limit: usize) -> Self {
         let (held, assembly) = (BTreeMap::new(), None);
-        let (highest, waiting, taken) = (0, 0, 0);
-        Self { incarnation, highest, waiting, taken, held, assembly, gap_since: None, limit }
+        let (highest, waiting, taken, told) = (0, 0, 0, 0);
+        Self { incarnation, highest, waiting, taken, held, assembly, told, gap_since: None, limit }
     }
 
     /// All up to this number that were for this node have arrived.
@@ -95,6 +97,26 @@ impl Order {
             highest = *seq;
         }
         (gaps, highest)
+    }
+
+    /// A sender says that it has sent messages for this node up to `last`.
+    pub fn told(&mut self, last: u64) {
+        self.told = self.told.max(last);
+    }
+
+    /// The number after which something is missing, as far as is known.
+    pub fn missing_after(&self) -> Option<u64> {
+        (!self.held.is_empty() || self.told > self.highest).then_some(self.highest)
+    }
+
+    /// What is known to be missing, at most `limit` gaps: those of [`Order::gaps`], and what a sender
+    /// has told of besides.
+    pub fn missing(&self, limit: usize) -> Vec<Gap> {
+        let (mut gaps, highest) = self.gaps(limit);
+        if gaps.len() < limit && self.told > highest {
+            gaps.push(Gap { after: highest, upto: self.told });
+        }
+        gaps
     }
 
     /// Whether a piece has come already.

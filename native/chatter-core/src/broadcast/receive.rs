@@ -90,19 +90,9 @@ impl Broadcast {
         goes_on: bool,
     ) -> bool {
         let Some(batch) = self.custodies.batch(custody) else { return false };
-        let (origin, limit) = (batch.origin, self.config.max_message);
-        let known = self.origins.get(&origin).map(|order| order.incarnation);
-        if known.is_some_and(|known| known > batch.incarnation) {
+        let origin = batch.origin;
+        if !self.know_origin(now, origin, batch.incarnation) {
             return false;
-        }
-        if known != Some(batch.incarnation) {
-            let fresh = Order::new(batch.incarnation, limit);
-            // A former life of it, or another origin that has been silent for long.
-            if let Some((former, order)) = self.origins.push(origin, fresh) {
-                order.into_custodies().for_each(|custody| self.custodies.delivered(custody));
-                self.gaps.remove(&former);
-                self.answers.gap(now, former, None);
-            }
         }
         let Some(order) = self.origins.peek_mut(&origin) else { return false };
         if (!goes_on || self.handled.is_empty())
@@ -144,6 +134,24 @@ impl Broadcast {
         waits
     }
 
+    /// Makes room for the messages of a life of an origin. False if a later one is known.
+    pub(super) fn know_origin(&mut self, now: Instant, origin: NodeId, life: Incarnation) -> bool {
+        let known = self.origins.get(&origin).map(|order| order.incarnation);
+        if known.is_some_and(|known| known > life) {
+            return false;
+        }
+        if known != Some(life) {
+            let fresh = Order::new(life, self.config.max_message);
+            // A former life of it, or another origin that has been silent for long.
+            if let Some((former, order)) = self.origins.push(origin, fresh) {
+                order.into_custodies().for_each(|custody| self.custodies.delivered(custody));
+                self.gaps.remove(&former);
+                self.answers.gap(now, former, None);
+            }
+        }
+        true
+    }
+
     pub(super) fn after_order(&mut self, now: Instant, origin: NodeId, taken: Vec<Taken>) {
         let life = self.origins.peek(&origin).map_or(Incarnation(0), |order| order.incarnation);
         for taken in taken {
@@ -168,11 +176,10 @@ impl Broadcast {
             }
         }
         let order = self.origins.peek(&origin);
-        let gap = order.and_then(|order| Some((order.gap_since?, order.received())));
-        match gap {
-            Some((since, _)) => _ = self.gaps.insert(origin, since),
+        match order.and_then(|order| order.gap_since) {
+            Some(since) => _ = self.gaps.insert(origin, since),
             None => _ = self.gaps.remove(&origin),
         }
-        self.answers.gap(now, origin, gap.map(|(_, received)| received));
+        self.answers.gap(now, origin, order.and_then(Order::missing_after));
     }
 }

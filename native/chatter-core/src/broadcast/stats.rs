@@ -37,6 +37,10 @@ pub struct BroadcastStats {
     pub casts_in: u64,
     /// Messages that came here by multicast first.
     pub cast_messages: u64,
+    /// Datagrams that told how far messages were sent, to nodes that had not acknowledged.
+    pub hellos_out: u64,
+    /// Such datagrams of others, for this node.
+    pub hellos_in: u64,
     /// Requests for missing messages sent by multicast.
     pub naks_out: u64,
     /// Such requests of others.

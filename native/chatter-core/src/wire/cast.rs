@@ -1,5 +1,5 @@
-//! Broadcasts by multicast: CAST and NAK, messages of a [datagram](super::datagram), and CAST_ACK, the
-//! routed packet that answers to CASTs.
+//! Broadcasts by multicast: CAST, CAST_HELLO and NAK, messages of a [datagram](super::datagram), and
+//! CAST_ACK, the routed packet that answers to CASTs.
 //!
 //! ```text
 //!            0       1         2        10            18      26     34
@@ -7,6 +7,12 @@
 //! CAST:     | flags | targets | origin | incarnation | first | prev | target… | message…
 //!           |   8   |    8    |   64   |     64      |  64   |  64  |         |
 //!           +-------+---------+--------+-------------+-------+------+---------+----------
+//!
+//!             0       1         2        10            18
+//!            +-------+---------+--------+-------------+-------------------------------+
+//! CAST_HELLO:| flags | targets | origin | incarnation | node id 64, life 16, last 64 …
+//!            |   8   |    8    |   64   |     64      |
+//!            +-------+---------+--------+-------------+-------------------------------+
 //!
 //!           +-------+------+----------------------------------------+
 //! NAK:      | flags | gaps | origin, incarnation, after, upto (each 64) …
@@ -31,6 +37,12 @@ use crate::ids::{Incarnation, NodeId};
 
 /// Bytes of a CAST in front of the targets.
 pub const CAST_FIXED_LEN: usize = 34;
+
+/// The most targets of one CAST_HELLO.
+pub const MAX_HELLO_TARGETS: usize = (MAX_MESSAGE_BODY - HELLO_FIXED_LEN) / HELLO_TARGET_LEN;
+
+const HELLO_FIXED_LEN: usize = 18;
+const HELLO_TARGET_LEN: usize = 18;
 
 /// The most gaps of one NAK.
 pub const MAX_NAK_GAPS: usize = 16;
@@ -103,6 +115,58 @@ impl Cast {
         }
         let messages = Bytes::copy_from_slice(batch_messages(r.rest(), first)?);
         Ok(Self { targets, batch: Batch { origin, incarnation, first, messages } })
+    }
+}
+
+/// How far the sender of a datagram has sent messages of an origin, told to those who have not
+/// acknowledged the last ones: a loss that no later CAST shows.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CastHello {
+    /// Whose messages.
+    pub origin: NodeId,
+    /// Of which of its lives.
+    pub incarnation: Incarnation,
+    /// Node, the tag of its life ([`Target::life_tag`]), and the highest number that was sent to it; at
+    /// least one, at most [`MAX_HELLO_TARGETS`].
+    pub targets: Vec<(NodeId, u16, u64)>,
+}
+
+impl CastHello {
+    /// The body of the message; what is over the limit is left out.
+    pub fn encode(&self) -> Vec<u8> {
+        let targets = &self.targets[..self.targets.len().min(MAX_HELLO_TARGETS)];
+        let mut out = Vec::with_capacity(HELLO_FIXED_LEN + targets.len() * HELLO_TARGET_LEN);
+        out.extend_from_slice(&[0, targets.len() as u8]);
+        out.extend_from_slice(&self.origin.0.to_be_bytes());
+        out.extend_from_slice(&self.incarnation.0.to_be_bytes());
+        for (id, life, last) in targets {
+            out.extend_from_slice(&id.0.to_be_bytes());
+            out.extend_from_slice(&life.to_be_bytes());
+            out.extend_from_slice(&last.to_be_bytes());
+        }
+        out
+    }
+
+    /// Reads the body.
+    ///
+    /// # Errors
+    /// Truncated or trailing bytes, unknown flags, no target or too many.
+    pub fn decode(body: &[u8]) -> Result<Self, WireError> {
+        let mut r = Reader::new(body);
+        if r.u8("cast hello flags")? != 0 {
+            return Err(WireError::Invalid("cast hello flags"));
+        }
+        let count = usize::from(r.u8("targets")?);
+        if count == 0 || count > MAX_HELLO_TARGETS {
+            return Err(WireError::Invalid("targets"));
+        }
+        let (origin, incarnation) = (NodeId(r.u64("origin")?), Incarnation(r.u64("incarnation")?));
+        let mut targets = Vec::with_capacity(count);
+        for _ in 0..count {
+            targets.push((NodeId(r.u64("target")?), r.u16("life")?, r.u64("last")?));
+        }
+        r.finish("cast hello")?;
+        Ok(Self { origin, incarnation, targets })
     }
 }
 

@@ -54,6 +54,8 @@ pub mod kind {
     pub const CAST: u8 = 0x10;
     /// Asks for some of them again ([`Nak`](crate::wire::cast::Nak)).
     pub const NAK: u8 = 0x11;
+    /// How far messages were sent ([`CastHello`](crate::wire::cast::CastHello)).
+    pub const CAST_HELLO: u8 = 0x12;
 }
 
 /// The header of a datagram, the check apart.

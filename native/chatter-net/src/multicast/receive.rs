@@ -121,7 +121,7 @@ impl Multicast {
     ) {
         match code {
             kind::BEACON => self.beacon(node, header, body, from),
-            kind::CAST | kind::NAK => {
+            kind::CAST | kind::CAST_HELLO | kind::NAK => {
                 note_activity();
                 if node.handle_broadcast_datagram(header.sender, code, body).is_err() {
                     MulticastStats::count(&self.stats.bad_messages);
