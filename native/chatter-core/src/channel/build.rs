@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{CHUNK_LEN, item_cost};
+use super::{BATCH_LEN, CHUNK_LEN, item_cost};
 use crate::wire::data::{
     FENCES_LEN, FLOW_LEN, ITEM_HEADER_LEN, Item, TOTAL_LEN, item, item_header, next_item,
 };
@@ -78,7 +78,7 @@ impl Building {
     /// Whether an item of so many bytes still has room.
     pub(super) fn has_room(&self, len: usize) -> bool {
         let needed = self.head.len() + 2 * ITEM_HEADER_LEN + FLOW_LEN + len;
-        self.head.is_empty() || needed <= PREFIX_LEN + CHUNK_LEN
+        self.head.is_empty() || needed <= PREFIX_LEN + BATCH_LEN
     }
 
     /// Begins an item of a flow; `len` bytes of its body are to be put behind. Room is made for
@@ -90,7 +90,7 @@ impl Building {
         len: usize,
         expected: usize,
     ) -> &mut Vec<u8> {
-        self.begin(expected.max(len));
+        self.begin(expected.min(BATCH_LEN).max(len));
         if flow.is_some() && flow != self.implied {
             push_flow(&mut self.head, flow);
         }
@@ -116,7 +116,7 @@ impl Building {
     fn begin(&mut self, len: usize) {
         if self.head.is_empty() {
             let items = len + 2 * ITEM_HEADER_LEN + FLOW_LEN;
-            self.head.reserve(PREFIX_LEN + items.min(CHUNK_LEN));
+            self.head.reserve(PREFIX_LEN + items);
             self.head.resize(PREFIX_LEN, 0);
         }
     }

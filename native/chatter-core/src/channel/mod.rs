@@ -36,6 +36,10 @@ pub mod table;
 /// packet is the unit of scheduling: smaller ones hold others up for less time, larger ones cost less.
 pub const CHUNK_LEN: usize = 16 * 1024;
 
+/// Small messages share packets of at most so many bytes: two frames of 4 KiB and their headers. On thin
+/// links, what one flow sends at a time is what all others wait for.
+pub const BATCH_LEN: usize = 8 * 1024 + 512;
+
 /// How often channels that want service get it; also the longest delay of an acknowledgement.
 pub const SERVICE_INTERVAL: Duration = Duration::from_millis(20);
 

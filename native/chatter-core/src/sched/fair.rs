@@ -6,8 +6,11 @@ use std::hash::Hash;
 
 use rustc_hash::FxHashMap;
 
-/// Bytes that a queue may send per round: a chunk and its headers.
-pub const QUANTUM: usize = 16 * 1024 + 128;
+use crate::channel::BATCH_LEN;
+
+/// Bytes that a queue may send per round: a packet of small messages and its headers. A chunk of a large
+/// message takes two rounds.
+pub const QUANTUM: usize = BATCH_LEN + 128;
 
 /// Bytes that a flow may have among the urgent ones at a time; what is beyond waits in its own queue.
 pub const SPARSE_BYTES: usize = 16 * 1024;
