@@ -356,7 +356,10 @@ flood(_, _, Count, _, _, Sent) when Sent >= Count -> ok;
 flood(Socket, Burst, Count, What, Start, Sent) ->
     case (erlang:monotonic_time(millisecond) - Start) * ?PER_MS >= Sent of
         true ->
-            _ = [ok = gen_udp:send(Socket, {224, 1, 1, 1}, ?MULTICAST_PORT, Burst) || What =:= flood],
+            ok = case What of
+                     flood -> gen_udp:send(Socket, {224, 1, 1, 1}, ?MULTICAST_PORT, Burst);
+                     quiet -> ok
+                 end,
             flood(Socket, Burst, Count, What, Start, Sent + ?BURST);
         false ->
             pause(1),

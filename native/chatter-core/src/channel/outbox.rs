@@ -1,77 +1,32 @@
 //! What a sender has not sent yet: a queue for each flow. Small frames of flows without a backlog share
 //! urgent packets, the rest take turns by flow; a fence waits for all before it, and all after it for the
-//! fence. A fence that only those after it need (a lead) leaves at once. Packets get their numbers when they
-//! leave.
+//! fence (`fences`). A fence that only those after it need (a lead) leaves at once. Packets get their numbers
+//! when they leave. Senders that have too much queued are held back (`quotas`).
 //!
 //! All of it is there once for each of the equally short ways that lead to the other node: a flow
 //! stays on one of them.
+
+mod fences;
+mod figures;
+mod quotas;
 
 use std::collections::VecDeque;
 use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::CHUNK_LEN;
 use super::build::{Building, Part, chunks};
 use super::flows::{Flows, Progress};
 use super::options::{Class, SendOptions};
 use super::way::{Outgoing, Place, Way};
 use crate::flow::FlowKey;
-use crate::sched::fair::{LEVELS, Level, SPARSE_BYTES};
+use crate::sched::fair::{Level, SPARSE_BYTES};
 use crate::wire::data::item;
-
-/// Senders are held back only while all flows together have so many quotas queued: a backlog of one flow
-/// stops no other, and a fast link is not to wait for the sender.
-const HOLD_FROM: usize = 8;
-
-/// Flows that may have a whole quota queued each. Of more, each may have less.
-const WHOLE_QUOTAS: usize = 64;
+use fences::Later;
+pub use figures::{FlowCounts, FlowFigures};
 
 /// Equally short ways that are used at once, at most.
 pub const MAX_WAYS: usize = 4;
-
-/// Something behind a fence.
-enum Later {
-    Fence(Part),
-    /// With its bytes, and whether they count as queued of its flow.
-    Frame(SendOptions, Vec<Bytes>, usize, bool),
-}
-
-/// Figures of one flow.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FlowFigures {
-    /// What the user calls it.
-    pub key: u64,
-    /// Frames handed in so far; a large one counts once for each of its chunks.
-    pub items: u64,
-    /// Bytes handed in so far.
-    pub bytes: u64,
-    /// Bytes that wait in its own queue.
-    pub queued: usize,
-}
-
-/// Counts of an outbox since it was made.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct FlowCounts {
-    /// Flows known now.
-    pub flows: usize,
-    /// Flows that were retired because the table was full.
-    pub retired: u64,
-    /// Fences.
-    pub fences: u64,
-    /// Chunks of large frames.
-    pub chunks: u64,
-    /// Times that a flow was over its quota.
-    pub held: u64,
-    /// Packets that left, by level.
-    pub packets: [u64; LEVELS],
-    /// Frames given up because their deadline was over.
-    pub late: u64,
-    /// Frames that were lost and, as was asked for, not sent again.
-    pub given_up: u64,
-    /// Frames that were lost for good, of which the other end was told.
-    pub lost: u64,
-}
 
 /// See the [module](self).
 pub(super) struct Outbox {
@@ -188,27 +143,7 @@ impl Outbox {
         self.expected = bytes;
     }
 
-    /// Flows that are over their quota since this was asked last: their senders are to be held back.
-    pub(super) fn take_hold(&mut self) -> Vec<u64> {
-        std::mem::take(&mut self.hold)
-    }
-
-    /// Flows that have got below half of their quota again.
-    pub(super) fn take_resume(&mut self) -> Vec<u64> {
-        std::mem::take(&mut self.resume)
-    }
-
-    /// Whether senders are being held back.
-    pub(super) fn holds_back(&self) -> bool {
-        self.held > 0
-    }
-
-    /// Whether [`Outbox::take_resume`] has something.
-    pub(super) fn has_resume(&self) -> bool {
-        !self.resume.is_empty()
-    }
-
-    /// Takes a frame of at most [`CHUNK_LEN`] bytes, which are copied.
+    /// Takes a frame of at most [`CHUNK_LEN`](super::CHUNK_LEN) bytes, which are copied.
     pub(super) fn push_small(
         &mut self,
         options: &SendOptions,
@@ -324,7 +259,7 @@ impl Outbox {
         self.check_quota(slot);
     }
 
-    /// Takes a frame of more than [`CHUNK_LEN`] bytes; large pieces are not copied.
+    /// Takes a frame of more than [`CHUNK_LEN`](super::CHUNK_LEN) bytes; large pieces are not copied.
     pub(super) fn push_large(
         &mut self,
         options: &SendOptions,
@@ -368,39 +303,6 @@ impl Outbox {
         self.bytes += queued;
         self.counts.chunks += u64::from(count);
         self.check_quota(slot);
-    }
-
-    /// Takes a small fence: a frame or a message of the handshake.
-    pub(super) fn push_fence(&mut self, kind: u8, pieces: &[&[u8]], total: usize) {
-        self.counts.fences += 1;
-        let mut building = Building::default();
-        put(building.item(None, kind, total, total), pieces);
-        building.need();
-        if let Some(part) = building.take() {
-            self.bytes += part.len();
-            self.later_bytes += part.len();
-            self.later.push_back(Later::Fence(part));
-        }
-        self.expected = self.expected.saturating_sub(total);
-    }
-
-    /// Takes a small frame that all later ones may need, and that needs none of the earlier ones of others.
-    fn push_lead(&mut self, key: u64, pieces: &[&[u8]], total: usize) {
-        let left = self.urgent_left();
-        let slot = self.flows.find(key);
-        let flow = slot.and_then(|slot| self.flows.get_mut(slot));
-        if flow.is_some_and(|flow| flow.queued > 0 || flow.urgent > left) {
-            return self.push_fence(item::FRAME, pieces, total);
-        }
-        self.counts.fences += 1;
-        let mut building = Building::default();
-        put(building.item(None, item::FRAME, total, total), pieces);
-        building.need();
-        if let Some(part) = building.take() {
-            self.bytes += part.len();
-            self.leads.push_back(part);
-        }
-        self.expected = self.expected.saturating_sub(total);
     }
 
     /// Puts an acknowledgement in front of what is urgent.
@@ -512,90 +414,10 @@ impl Outbox {
         self.check_resume(slot);
     }
 
-    /// Less of a flow is queued than before.
-    fn check_resume(&mut self, slot: u32) {
-        let share = self.share();
-        let Some(flow) = self.flows.get_mut(slot) else { return };
-        if flow.held && flow.queued < share / 2 {
-            flow.held = false;
-            self.held -= 1;
-            self.resume.push(flow.key);
-        }
-    }
-
     /// All urgent packets up to the one of this serial number have left: for [`Progress`].
     pub(super) fn urgent_left(&self) -> u64 {
         let waiting = self.ways[..self.used].iter().filter_map(Way::first_urgent).min();
         waiting.map_or(self.urgents, |first| first - 1)
-    }
-
-    /// Nothing is queued but what is behind a fence. The fence, if it is one; otherwise, what is before
-    /// the next fence is queued.
-    fn pass_fence(&mut self) -> Option<Outgoing> {
-        match self.later.pop_front()? {
-            Later::Fence(part) => {
-                self.later_bytes -= part.len();
-                Some(Outgoing::new(part, Level::Urgent, 0, None, Place::Fence))
-            }
-            first @ Later::Frame(..) => {
-                let mut passed = Vec::new();
-                let mut next = Some(first);
-                let mut rest = std::mem::take(&mut self.later);
-                while let Some(Later::Frame(options, pieces, total, counted)) = next {
-                    self.later_bytes -= total;
-                    self.bytes -= total;
-                    if counted
-                        && let FlowKey::Flow(key) = options.flow
-                        && let Some(slot) = self.flows.find(key)
-                        && let Some(flow) = self.flows.get_mut(slot)
-                    {
-                        flow.queued -= total;
-                        passed.push(slot);
-                    }
-                    self.push_again(&options, &pieces, total);
-                    // One of them may have become a fence.
-                    let is_frame =
-                        self.later.is_empty() && matches!(rest.front(), Some(Later::Frame(..)));
-                    next = if is_frame { rest.pop_front() } else { None };
-                }
-                self.end_batch();
-                self.later.append(&mut rest);
-                passed.into_iter().for_each(|slot| self.check_resume(slot));
-                None
-            }
-        }
-    }
-
-    fn push_again(&mut self, options: &SendOptions, pieces: &[Bytes], total: usize) {
-        // What waited behind a fence does not retire others.
-        let progress = Progress::default();
-        if total > CHUNK_LEN {
-            return self.push_large(options, pieces, total, progress);
-        }
-        let pieces: Vec<&[u8]> = pieces.iter().map(|piece| &piece[..]).collect();
-        self.push_small(options, &pieces, total, progress);
-    }
-
-    fn push_later(
-        &mut self,
-        options: SendOptions,
-        pieces: Vec<Bytes>,
-        total: usize,
-        progress: Progress,
-    ) {
-        self.later_bytes += total;
-        self.bytes += total;
-        let slot = match options.flow {
-            FlowKey::Flow(key) => self.slot(key, progress),
-            FlowKey::Lead(_) | FlowKey::Fence => None,
-        };
-        if let Some(slot) = slot
-            && let Some(flow) = self.flows.get_mut(slot)
-        {
-            flow.queued += total;
-            self.check_quota(slot);
-        }
-        self.later.push_back(Later::Frame(options, pieces, total, slot.is_some()));
     }
 
     /// The slot of a flow; `None` if there is no room for one more: then its frames are fences, which keep
@@ -613,28 +435,6 @@ impl Outbox {
             self.bytes += urgent.len() - before;
         }
         Some(slot)
-    }
-
-    /// What a flow may have queued while others have a backlog as well: a quota, or less when they are many,
-    /// so that all together stay below the bound of the channel.
-    fn share(&self) -> usize {
-        let backlogs = self.ways[..self.used].iter().map(|way| way.levels.backlogs());
-        let many = backlogs.sum::<usize>().max(1);
-        self.quota.min(self.quota.saturating_mul(WHOLE_QUOTAS) / many)
-    }
-
-    fn check_quota(&mut self, slot: u32) {
-        let share = self.share();
-        let over = self.bytes > self.quota.saturating_mul(HOLD_FROM);
-        if let Some(flow) = self.flows.get_mut(slot).filter(|_| over)
-            && flow.queued > share
-            && !flow.held
-        {
-            flow.held = true;
-            self.held += 1;
-            self.counts.held += 1;
-            self.hold.push(flow.key);
-        }
     }
 
     /// The way of a flow of which something is handed in. It changes only when there is another number of
