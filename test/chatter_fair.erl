@@ -279,12 +279,12 @@ loss(Lab, [A, _, _, D]) ->
 
 %% p99 of each flow, in microseconds.
 latencies(A, D) ->
-    Receivers = on(D, fun() -> one_way(64, 400) end),
+    Receivers = on(D, fun() -> one_way(64, 1500) end),
     Senders = on(A, fun() -> [start(stamped, [R, 20]) || R <- Receivers] end),
     P99s = on(D, fun() -> [begin
                                R ! {p99, self()},
                                receive {p99, R, P99} -> P99 end
-                           end || R <- Receivers] end, 60000),
+                           end || R <- Receivers] end, 120000),
     stop(A, Senders),
     P99s.
 
