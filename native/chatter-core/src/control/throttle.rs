@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 use rand::rngs::Xoshiro256PlusPlus;
 
-/// The second step is taken so many times before the third, and a full budget holds so many: a few changes in a row must not hold news
-/// back for longer than others wait for a route. A node that loses all its links and finds them again
-/// has five or six things to tell.
+/// The second step is taken so many times before the third, and a full budget holds so many: a few
+/// changes in a row must not hold news back for longer than others wait for a route. A node that loses
+/// all its links and finds them again has five or six things to tell.
 const BURST: u32 = 8;
 
 /// Lets the first of a series happen at once and the later ones ever further apart.
