@@ -151,6 +151,9 @@ impl Channel {
                 (Outgoing::granting(settings, names, open, now), &*open.name, open.kind)
             }
         };
+        if kind == ChannelKind::Distribution && node.config.flows {
+            incoming.join_fragments();
+        }
         Arc::new(Self {
             index: names.index,
             peer: names.peer,

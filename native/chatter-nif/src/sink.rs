@@ -16,9 +16,10 @@ use crate::atoms;
 use crate::host::BeamChannel;
 use crate::waiting::{Taken, Waiting};
 
-/// What is reserved for a frame before its bytes have come: all of a fragment of the VM, but not what
-/// a peer only announces.
-const ASSEMBLY_START: usize = 1024 * 1024;
+/// What all frames that are not whole may have reserved before their bytes have come, and what one has in
+/// any case. More than that grows as the bytes come: a peer may announce anything.
+const RESERVED: usize = 64 * 1024 * 1024;
+const RESERVED_LEAST: usize = 64 * 1024;
 
 /// Senders that are told apart of those whose frames one read shows to be lost; the rest are one.
 const MAX_LOSSES: usize = 256;
@@ -26,19 +27,43 @@ const MAX_LOSSES: usize = 256;
 /// A frame that is being put together.
 struct Assembly {
     binary: OwnedBinary,
+    /// How long the binary was at first.
+    reserved: usize,
     filled: usize,
+    /// How long it is to become, as far as is known.
     total: usize,
 }
 
 impl Assembly {
-    /// Adds a part; the receiver has checked that the parts make up no more than the total.
+    fn new(total: usize, reserve: usize) -> Self {
+        let reserved = total.min(reserve.max(RESERVED_LEAST));
+        Self { binary: OwnedBinary::new(reserved), reserved, filled: 0, total }
+    }
+
+    /// Adds a part.
     fn push(&mut self, part: &[u8]) {
         let end = self.filled + part.len();
         if end > self.binary.len() {
-            self.binary.realloc_or_copy((2 * self.binary.len()).max(end).min(self.total));
+            self.binary.realloc_or_copy((2 * self.binary.len()).min(self.total).max(end));
         }
         self.binary.as_mut_slice()[self.filled..end].copy_from_slice(part);
         self.filled = end;
+    }
+
+    /// Changes what has been added.
+    fn fix(&mut self, at: usize, bytes: &[u8]) {
+        if let Some(old) = self.binary.as_mut_slice().get_mut(at..at + bytes.len()) {
+            old.copy_from_slice(bytes);
+        }
+    }
+
+    /// All of it. The VM must not get a byte more: it compares the length of what is in a frame with that of
+    /// the binary to decide whether to copy it.
+    fn into_binary(mut self) -> OwnedBinary {
+        if self.filled < self.binary.len() {
+            self.binary.realloc_or_copy(self.filled);
+        }
+        self.binary
     }
 }
 
@@ -54,6 +79,8 @@ pub(crate) struct BeamSink {
     handshakes: Vec<(Vec<u8>, u64)>,
     /// Frames that are being put together, by flow.
     assemblies: HashMap<Option<u32>, Assembly>,
+    /// What these have reserved at first.
+    reserved: usize,
     /// Frames that were lost for good since the owner of the node was told of them, by sender.
     losses: BTreeMap<u64, u64>,
     closed: Option<ResetReason>,
@@ -85,6 +112,7 @@ impl BeamSink {
             told: true,
             handshakes: Vec::new(),
             assemblies: HashMap::new(),
+            reserved: 0,
             losses: BTreeMap::new(),
             closed: None,
         }
@@ -149,8 +177,9 @@ impl Sink for BeamSink {
     }
 
     fn frame_start(&mut self, flow: Option<u32>, total: usize) {
-        let binary = OwnedBinary::new(total.min(ASSEMBLY_START));
-        self.assemblies.insert(flow, Assembly { binary, filled: 0, total });
+        let assembly = Assembly::new(total, RESERVED.saturating_sub(self.reserved));
+        self.reserved += assembly.reserved;
+        self.assemblies.insert(flow, assembly);
     }
 
     fn frame_part(&mut self, flow: Option<u32>, part: &[u8]) {
@@ -159,9 +188,16 @@ impl Sink for BeamSink {
         }
     }
 
+    fn frame_fix(&mut self, flow: Option<u32>, at: usize, bytes: &[u8]) {
+        if let Some(assembly) = self.assemblies.get_mut(&flow) {
+            assembly.fix(at, bytes);
+        }
+    }
+
     fn frame_end(&mut self, flow: Option<u32>, cost: u64) {
         if let Some(assembly) = self.assemblies.remove(&flow) {
-            self.waiting.push_large(flow, assembly.binary, cost);
+            self.reserved -= assembly.reserved;
+            self.waiting.push_large(flow, assembly.into_binary(), cost);
         }
     }
 

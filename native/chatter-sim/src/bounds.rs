@@ -6,6 +6,8 @@ use crate::world::World;
 impl World {
     pub(crate) fn check_bounds(&mut self) {
         let limits = self.scenario.limits;
+        // Of a frame that is larger than the window, all waits at once.
+        let inbox = limits.window + limits.window / 4 + self.scenario.load.large;
         let batch = self.scenario.load.batch * (self.scenario.load.large + 1024);
         let nodes = self.scenario.nodes as u64;
         for at in 0..self.hosts.len() {
@@ -21,7 +23,7 @@ impl World {
             for channel in host.channels.all.values() {
                 let ahead = channel.inc.receiver().ahead_bytes();
                 found.push(("reorder buffer", ahead, limits.window + limits.window / 2));
-                found.push(("inbox", channel.inbox.waiting, limits.window + limits.window / 4));
+                found.push(("inbox", channel.inbox.waiting, inbox));
             }
             for channel in host.channels.all.values() {
                 let waiting = channel.out.sender().map_or(0, |sender| sender.queued_bytes().0);

@@ -78,6 +78,11 @@ impl Incoming {
         self.peer_index = Some(peer_index);
     }
 
+    /// The frames are those of a VM: see [`Receiver::join_fragments`].
+    pub fn join_fragments(&mut self) {
+        self.receiver.join_fragments();
+    }
+
     /// The receiver, for its figures.
     pub fn receiver(&self) -> &Receiver {
         &self.receiver

@@ -18,6 +18,7 @@ use crate::ids::{ChannelIndex, Incarnation, NodeId};
 mod build;
 mod flight;
 mod flows;
+mod fragments;
 mod inflows;
 mod outbox;
 mod way;

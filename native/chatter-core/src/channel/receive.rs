@@ -28,10 +28,14 @@ pub trait Sink {
     /// One whole frame of a flow, or a fence (`None`), which must stay after all before it and before all
     /// after it; `cost` is to be granted once it is consumed.
     fn frame(&mut self, flow: Option<u32>, frame: &[u8], cost: u64);
-    /// A frame of `total` bytes begins; its parts follow. Each flow has one at a time.
+    /// A frame of `total` bytes begins; its parts follow. Each flow has one at a time. If fragments are
+    /// joined ([`Receiver::join_fragments`]) it may become shorter, or longer.
     fn frame_start(&mut self, flow: Option<u32>, total: usize);
     /// The next part of the frame of that flow.
     fn frame_part(&mut self, flow: Option<u32>, part: &[u8]);
+    /// Bytes of the frame of that flow, which have come, are to be these instead. Only if fragments are
+    /// joined.
+    fn frame_fix(&mut self, _flow: Option<u32>, _at: usize, _bytes: &[u8]) {}
     /// The frame of that flow is whole; `cost` is what was not granted on the way.
     fn frame_end(&mut self, flow: Option<u32>, cost: u64);
     /// One message of the distribution handshake.
@@ -157,6 +161,13 @@ impl Receiver {
         self.bears_loss = true;
     }
 
+    /// The frames are those of a VM: fragments of a signal that follow each other go to the sink as one
+    /// frame, of at most `max_frame` bytes, whose header has the number of the last. A frame of another
+    /// kind, and any fence, ends it.
+    pub fn join_fragments(&mut self) {
+        self.flows.join_fragments();
+    }
+
     /// Frames that were lost for good.
     pub fn lost(&self) -> u64 {
         self.lost
@@ -254,7 +265,7 @@ impl Receiver {
                 self.pass_fences(sink)?;
             }
         }
-        self.consumed += self.flows.take_consumed();
+        self.consume();
         Ok(self.need(in_order, gaps))
     }
 
@@ -274,12 +285,17 @@ impl Receiver {
 
     /// The VM has taken frames of this cost.
     pub fn grant(&mut self, cost: u64) -> AckNeed {
-        self.consumed = (self.consumed + cost).min(self.received);
+        self.flows.grant(cost);
+        self.consume();
         if self.credit() - self.told_credit >= self.window / 4 {
             AckNeed::Now
         } else {
             AckNeed::Soon
         }
+    }
+
+    fn consume(&mut self) {
+        self.consumed = (self.consumed + self.flows.take_consumed()).min(self.received);
     }
 
     /// Whether there is something that the other end has not been told.

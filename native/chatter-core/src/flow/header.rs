@@ -2,10 +2,10 @@
 
 use super::cursor::Cursor;
 
-const VERSION: u8 = 131;
+pub(super) const VERSION: u8 = 131;
 const NORMAL: u8 = b'D';
-const FIRST_FRAGMENT: u8 = b'E';
-const NEXT_FRAGMENT: u8 = b'F';
+pub(super) const FIRST_FRAGMENT: u8 = b'E';
+pub(super) const NEXT_FRAGMENT: u8 = b'F';
 const PASS_THROUGH: u8 = b'p';
 
 /// In the four bits of an atom: it is new in the cache.

@@ -18,6 +18,8 @@ mod cursor;
 mod header;
 mod reader;
 
+pub mod fragment;
+
 pub use reader::{FrameReader, MAX_OPEN};
 
 /// What a frame must keep its place among.
