@@ -12,6 +12,10 @@
 -define(BESIDE_MS, 6000).
 -define(MIB, 1048576).
 
+%% Streams are watched for so long, and so many messages.
+-define(STREAMS_MS, 3000).
+-define(STREAMS_COUNT, 24).
+
 %% Node B: says that it has booted, and waits.
 -spec serve() -> no_return().
 serve() ->
@@ -79,7 +83,22 @@ measure(flood, Peer, _Scale) ->
     %% Four senders that wait for nothing: only the carrier holds them back.
     Sink = spawn(Peer, ?MODULE, swallow, []),
     Data = rand:bytes(?MIB),
-    beside("flood", Peer, fun() -> flood(Sink, Data) end).
+    beside("flood", Peer, fun() -> flood(Sink, Data) end);
+measure(streams, Peer, _Scale) ->
+    %% The streams of hol: what they carry alone, and what of that beside small round trips.
+    Sink = spawn(Peer, ?MODULE, confirm, []),
+    Data = rand:bytes(8 * ?MIB),
+    Done = counters:new(1, []),
+    Streams = [spawn_link(fun() -> stream(Sink, Data, Done) end) || _ <- lists:seq(1, 4)],
+    _ = await_done(Done, 4),
+    Alone = rate(Done, byte_size(Data)),
+    Echo = spawn(Peer, ?MODULE, echo, []),
+    Small = spawn_opt(fun() -> sample(Echo, infinity, []) end, [link, {priority, high}]),
+    Beside = rate(Done, byte_size(Data)),
+    [begin unlink(Pid), exit(Pid, kill) end || Pid <- [Small | Streams]],
+    figure("streams_alone_mb_per_s", Alone),
+    figure("streams_beside_mb_per_s", Beside),
+    figure("streams_kept", Beside / Alone).
 
 %% N messages of Size bytes from each of the senders to a sink of its own.
 messages(Name, Peer, Senders, N, Size) ->
@@ -133,9 +152,28 @@ two_in_flight(Sink, Data, N) ->
     confirmed(Sink, Data).
 
 stream(Sink, Data) ->
+    stream(Sink, Data, counters:new(1, [])).
+
+stream(Sink, Data, Done) ->
     Sink ! {self(), Data},
     confirmed(Sink, Data),
-    stream(Sink, Data).
+    counters:add(Done, 1, 1),
+    stream(Sink, Data, Done).
+
+%% MB/s, from the end of one message to that of another.
+rate(Done, Size) ->
+    {From, Began} = await_done(Done, counters:get(Done, 1) + 1),
+    receive after ?STREAMS_MS -> ok end,
+    Least = max(From + ?STREAMS_COUNT, counters:get(Done, 1) + 1),
+    {To, Ended} = await_done(Done, Least),
+    (To - From) * Size / (Ended - Began).
+
+%% How many there are as soon as there are so many, and when that is, in us.
+await_done(Done, Least) ->
+    case counters:get(Done, 1) of
+        Count when Count >= Least -> {Count, erlang:monotonic_time(microsecond)};
+        _ -> receive after 1 -> await_done(Done, Least) end
+    end.
 
 flood(Sink, Data) ->
     Sink ! Data,

@@ -7,7 +7,8 @@ so that a machine that slows down slows both. What counts is the ratio of the me
   bench/compare.py                      direct link, against inet_tcp
   bench/compare.py --path relay         A - R - B; stock stays direct
   bench/compare.py --against inet_tls
-  bench/compare.py --rate 100mbit       two network namespaces and a shaped wire (root)
+  bench/compare.py --rate 100mbit       two network namespaces and a shaped wire (root);
+                                        a relay is in that of A: its outgoing link is shaped
   bench/compare.py --all                all of these, then the table with the bar
 
 The nodes use an epmd port and a cookie of their own and die with this program.
@@ -36,16 +37,18 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 HOST = socket.gethostname().split(".")[0]
 BASIC = ["latency", "small1", "small8", "mid", "large"]
-BESIDE = ["hol", "flood"]
+BESIDE = ["hol", "flood", "streams"]
 # Without a connection: chatter:send/3 and chatter:call/5 against `!` and erpc:call/5.
 MESSAGES = ["send", "send1", "send8", "send_mid", "call", "call8", "absent"]
 BOOT_TIMEOUT_S = 20
 
 # What the project holds itself to: ratios to stock inet_tcp, encryption on.
-# (what, section, figure, must, aim); a section is (path, against, rate).
+# (what, section, figure, must, aim); a section is (path, against, rate). What a carrier keeps of its
+# own rate is no ratio to stock.
 AT_MOST, AT_LEAST = "<=", ">="
 DIRECT, RELAY = ("direct", "inet_tcp", None), ("relay", "inet_tcp", None)
 GIGABIT, FAST = ("direct", "inet_tcp", "1gbit"), ("direct", "inet_tcp", "100mbit")
+RELAY_GIGABIT, RELAY_FAST = ("relay", "inet_tcp", "1gbit"), ("relay", "inet_tcp", "100mbit")
 TLS = ("direct", "inet_tls", None)
 BAR = [
     ("round trip p50, direct", DIRECT, "rtt_p50_us", AT_MOST, 0.6, 0.35),
@@ -62,6 +65,15 @@ BAR = [
     ("round trip p50, one relay / stock direct", RELAY, "rtt_p50_us", AT_MOST, 1.2, 0.8),
     ("100-byte messages, one relay / stock direct", RELAY, "small_1_sender_per_s",
      AT_LEAST, 2.5, 4),
+] + [
+    ("streams beside round trips / alone, " + where, section, "streams_kept", AT_LEAST, 0.9, 1)
+    for where, section in (("loopback", DIRECT), ("1 Gbit/s", GIGABIT), ("100 Mbit/s", FAST))
+] + [
+    ("p99 %s, relay onto %s" % (beside, where), section, figure, AT_MOST, must, aim)
+    for where, section, musts in (("1 Gbit/s", RELAY_GIGABIT, ((0.06, 0.03), (0.06, 0.03))),
+                                  ("100 Mbit/s", RELAY_FAST, ((0.12, 0.06), (0.1, 0.05))))
+    for (beside, figure), (must, aim) in zip(
+        (("beside bulk", "hol_p99_us"), ("in a flood", "flood_p99_us")), musts)
 ]
 
 
@@ -269,7 +281,11 @@ class Bench:
         cluster.epmd(spaces)
         if wire:
             a, b = ("%s@%s" % (n, end[2]) for n, end in zip("ab", wire.ends))
-            return a, b, spaces, [b], [a], 1
+            if carrier != "chatter" or path == "direct":
+                return a, b, spaces, [b], [a], 1
+            r = "r@" + wire.ends[0][2]
+            cluster.node(r, [], spaces[0])
+            return a, b, spaces, [r], [r], 2
         mark = secrets.token_hex(3)
         a, b, r, s = ("bench_%s_%s@%s" % (x, mark, HOST) for x in "abrs")
         if carrier != "chatter" or path == "direct":
@@ -363,7 +379,7 @@ def judge(sections):
     verdicts = []
     for what, section, figure, rule, must, aim in BAR:
         if section in sections and wanted(sections[section], figure):
-            ratio = ratio_of(sections[section], figure)
+            ratio = ratio_of(sections[section], figure, "chatter" if "_kept" in figure else "ratio")
             verdicts.append((what, ratio, "%s %g" % (rule, must), "%g" % aim,
                              verdict(ratio, rule, must, aim)))
     for row in sections.get(TLS, {"rows": []})["rows"]:
@@ -378,13 +394,13 @@ def judge(sections):
 def wanted(section, figure):
     """Whether the figure belongs to what was measured; one that did not come out does."""
     names = {"latency": "rtt", "small1": "small_1", "small8": "small_8", "mid": "mid",
-             "large": "large", "hol": "hol", "flood": "flood"}
+             "large": "large", "hol": "hol", "flood": "flood", "streams": "streams"}
     return any(figure.startswith(names[what] + "_") for what in section["measured"]
                if what in names)
 
 
-def ratio_of(section, figure):
-    return next((r["ratio"] for r in section["rows"] if r["figure"] == figure), None)
+def ratio_of(section, figure, what="ratio"):
+    return next((r[what] for r in section["rows"] if r["figure"] == figure), None)
 
 
 def verdict(ratio, rule, must, aim):
@@ -421,6 +437,7 @@ def plan(args):
     sections = {DIRECT: BASIC + BESIDE, RELAY: ["latency", "small1"], TLS: BASIC + ["hol"]}
     if os.geteuid() == 0 and shutil.which("tc"):
         sections.update({GIGABIT: BESIDE, FAST: BESIDE})
+        sections.update({RELAY_GIGABIT: BESIDE[:2], RELAY_FAST: BESIDE[:2]})
     else:
         print("not root, or no tc: nothing is measured over shaped wires", file=sys.stderr)
     return sections
@@ -433,7 +450,7 @@ def arguments():
     add("--all", action="store_true", help="every section, then the bar")
     add("--path", default="direct", choices=["direct", "relay", "relay2"])
     add("--against", default="inet_tcp", choices=["inet_tcp", "inet_tls"])
-    add("--rate", help="shape the wire: 100mbit, 1gbit, ... (root; direct only)")
+    add("--rate", help="shape the wire: 100mbit, 1gbit, ... (root)")
     add("--what", default=",".join(BASIC + ["hol"]),
         help="of %s (default: %%(default)s)" % ",".join(BASIC + BESIDE + MESSAGES))
     add("--rounds", type=int, default=3)
@@ -447,8 +464,8 @@ def arguments():
     unknown = set(args.what.split(",")) - set(BASIC + BESIDE + MESSAGES)
     if unknown:
         parser.error("no such measurement: " + ", ".join(sorted(unknown)))
-    if args.rate and args.path != "direct":
-        parser.error("--rate is for --path direct")
+    if args.rate and args.path == "relay2":
+        parser.error("--rate is for --path direct and relay")
     if args.rate and os.geteuid() != 0:
         parser.error("--rate makes network namespaces, which needs root")
     return args
