@@ -22,9 +22,10 @@ const LOOSE: u32 = u32::MAX;
 struct Assembly {
     /// Bytes that are missing. None are between two fragments.
     left: usize,
-    /// Cost of the parts in this round of [`Held`], and of those before, which count as consumed.
+    /// Cost of the parts since `round` of [`Held`] began.
     cost: u64,
     round: u64,
+    /// Cost of those before, which counts as consumed.
     advanced: u64,
     /// The fragments of the VM that it is made of.
     run: Option<Run>,

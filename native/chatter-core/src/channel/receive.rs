@@ -36,7 +36,7 @@ pub trait Sink {
     /// Bytes of the frame of that flow, which have come, are to be these instead. Only if fragments are
     /// joined.
     fn frame_fix(&mut self, _flow: Option<u32>, _at: usize, _bytes: &[u8]) {}
-    /// The frame of that flow is whole; `cost` is what was not granted on the way.
+    /// The frame of that flow is whole; `cost` is that of all its parts.
     fn frame_end(&mut self, flow: Option<u32>, cost: u64);
     /// One message of the distribution handshake.
     fn handshake(&mut self, message: &[u8], cost: u64);
