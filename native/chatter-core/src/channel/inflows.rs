@@ -320,7 +320,8 @@ impl Taking<'_> {
                 self.check(frame.len())?;
                 let cost = item_cost(frame.len());
                 if let Some(body) = self.next_fragment(flow, id, frame, frame.len()) {
-                    return self.part(flow, id, body, cost, frame.len() - body.len());
+                    self.part(flow, id, body, cost, frame.len() - body.len())?;
+                    return Ok(0);
                 }
                 self.held.with_user += cost;
                 self.sink.frame(id, frame, cost);
@@ -333,15 +334,16 @@ impl Taking<'_> {
                     return Err(ReceiveError::Parts);
                 }
                 if let Some(body) = self.next_fragment(flow, id, part, total) {
-                    return self.part(flow, id, body, cost, part.len() - body.len());
+                    self.part(flow, id, body, cost, part.len() - body.len())?;
+                    return Ok(0);
                 }
                 let run = if self.joins { Run::begin(part, total) } else { None };
                 let expected = run.as_ref().map_or(total, |run| run.expected_len());
                 self.sink.frame_start(id, expected.clamp(total, self.max_frame.max(total)));
                 flow.assembly = Some(Assembly { left: total, cost: 0, round: 0, advanced: 0, run });
-                return self.part(flow, id, part, cost, 0);
+                self.part(flow, id, part, cost, 0)?;
             }
-            Item::More(part) => return self.part(flow, id, part, item_cost(part.len()), 0),
+            Item::More(part) => self.part(flow, id, part, item_cost(part.len()), 0)?,
             Item::Handshake(message) => {
                 let cost = item_cost(message.len());
                 self.held.with_user += cost;
@@ -401,7 +403,7 @@ impl Taking<'_> {
         part: &[u8],
         cost: u64,
         skipped: usize,
-    ) -> Result<u64, ReceiveError> {
+    ) -> Result<(), ReceiveError> {
         let open = flow.assembly.as_mut().ok_or(ReceiveError::Parts)?;
         let len = part.len() + skipped;
         open.left = open.left.checked_sub(len).ok_or(ReceiveError::Parts)?;
@@ -413,7 +415,7 @@ impl Taking<'_> {
         {
             whole.finish(id, self.held, self.sink);
         }
-        Ok(0)
+        Ok(())
     }
 }
 
