@@ -21,7 +21,7 @@
 suite() -> [{timetrap, {seconds, 60}}].
 
 all() -> [{group, pair}, many_monitors, ticks, back_pressure, the_culprits_alone_are_held,
-          one_scheduler].
+          bulk_alone, one_scheduler].
 
 groups() ->
     [{pair, [], [links_and_exits, monitors, spawn_requests, calls, names_and_aliases,
@@ -425,6 +425,39 @@ back_pressure(_Config) ->
 the_culprits_alone_are_held(_Config) ->
     [A, #{node := NodeB} = B] = chatter_work:pair(),
     flooded(A, B, {40000, 1000}, fun() -> ?assertEqual(ok, try_send(A, {nobody, NodeB})) end).
+
+%% Given bulk alone between two nodes, expect the threads of the carrier to wait for their turns
+%% when they are woken, not while small messages go beside it, and then again.
+bulk_alone(_Config) ->
+    [A, #{node := NodeB} = B] = Nodes = chatter_work:pair(),
+    Sink = on(B, fun() -> spawn(fun discard/0) end),
+    _ = on(A, fun() -> spawn(fun() -> repeat(Sink, pattern(1000000)) end) end),
+    Await = fun(Expected) ->
+                    wait_until(fun() ->
+                                       Now = [batch_threads(Node) > 0 || Node <- Nodes],
+                                       Now =:= [Expected, Expected] orelse {is, Now}
+                               end, ?TIMEOUT_MS)
+            end,
+    Await(true),
+    Asker = on(A, fun() -> spawn(fun() -> ask(NodeB) end) end),
+    Await(false),
+    true = on(A, fun() -> exit(Asker, kill) end),
+    Await(true).
+
+discard() -> receive _ -> discard() end.
+
+repeat(To, Message) -> To ! Message, repeat(To, Message).
+
+ask(Node) ->
+    _ = erpc:call(Node, erlang, node, []),
+    receive after 1 -> ask(Node) end.
+
+%% Threads of the carrier with the policy SCHED_BATCH (3, in proc(5) field 41 of stat).
+batch_threads(Node) ->
+    Files = filelib:wildcard("/proc/" ++ chatter_cluster:os_pid(Node) ++ "/task/*/stat"),
+    Stats = [string:split(Stat, ") ", trailing) || {ok, Stat} <- [file:read_file(F) || F <- Files]],
+    length([batch || [Name, Rest] <- Stats, string:find(Name, "(chatter-") =/= nomatch,
+                     lists:nth(39, string:lexemes(Rest, " ")) =:= <<"3">>]).
 
 %% Given nodes with one scheduler and a stream of small messages, expect the receiver to get its
 %% turns: its mailbox stays short. (It got all 400,000, and then took 19 us for each of them.)

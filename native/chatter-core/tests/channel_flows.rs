@@ -13,6 +13,7 @@ use chatter_core::channel::CHUNK_LEN;
 use chatter_core::channel::options::{Class, SendOptions};
 use chatter_core::channel::send::Sender;
 use chatter_core::flow::FlowKey;
+use chatter_core::sched::CALM;
 use chatter_core::sched::fair::Level;
 use chatter_core::wire::data::{Ack, Item, next_item};
 use chatter_core::wire::routed::FLAG_FENCE;
@@ -187,6 +188,46 @@ fn a_lead_waits_for_nobody() {
     let first = sender.poll_packet(now).expect("the lead").to_vec();
     assert_ne!(read(&first).0.flags & FLAG_FENCE, 0);
     assert!(sender.poll_level(now, Level::Normal).is_some());
+}
+
+/// Given small things of a flow that has had a backlog, expect them to be urgent as ever, but nobody to be
+/// said to wait for them until some time without a backlog; and others that share a packet with them to count.
+#[test]
+fn what_is_left_of_bulk_does_not_press() {
+    let mut sender = sender(8 << 20, QUOTA);
+    let now = start();
+    let (soon, later) = (now + CALM - MS, now + CALM);
+    let polled = |sender: &mut Sender, at| {
+        let packet = sender.poll_level(at, Level::Urgent).expect("an urgent packet").to_vec();
+        read(&packet).0.is_pressing()
+    };
+    for (key, len) in [(1, 20_000), (2, CHUNK_LEN), (2, CHUNK_LEN)] {
+        sender.begin_batch(now);
+        sender.push_frame(&flow(key), &[&vec![0; len]], len);
+        sender.end_batch();
+    }
+    while sender.poll_packet(now).is_some() {}
+    let cases: [(_, &[u64], _); 6] = [
+        (soon, &[1], false),
+        (soon, &[2], false),
+        (soon, &[1, 2], false),
+        (soon, &[1, 3], true),
+        (soon, &[3], true),
+        (later, &[1], true),
+    ];
+    for (at, keys, expected) in cases {
+        sender.begin_batch(at);
+        for key in keys {
+            sender.push_frame(&flow(*key), &[&[0; 10]], 10);
+        }
+        sender.end_batch();
+        assert_eq!(polled(&mut sender, at), expected, "{keys:?}");
+    }
+    sender.begin_batch(soon);
+    sender.push_frame(&SendOptions { class: Class::High, ..flow(1) }, &[&[0; 20_000]], 20_000);
+    sender.end_batch();
+    let packet = sender.poll_level(soon, Level::High).expect("one of high priority").to_vec();
+    assert!(read(&packet).0.is_pressing());
 }
 
 /// Given a fence that waits for a long backlog, expect who goes on sending behind it to be held back.

@@ -18,6 +18,7 @@ use crate::channel::{Channel, State};
 use crate::driver::Input;
 use crate::link::{INLINE_BUDGET, Link};
 use crate::node::Node;
+use crate::workers::note_pace;
 
 /// What one reader keeps between packets and between reads.
 pub(crate) struct Dispatch {
@@ -30,6 +31,8 @@ pub(crate) struct Dispatch {
     /// Packets relayed in this read.
     relayed: u64,
     acks: Vec<Piggyback>,
+    /// There was data in this read, and some of it was pressing, or none.
+    pressing: Option<bool>,
     /// When the first packet of this read was passed on.
     now: Option<Instant>,
     /// The channel that the last packet was for: mostly also that of the next.
@@ -45,6 +48,7 @@ impl Dispatch {
             relayed_to: Vec::new(),
             relayed: 0,
             acks: Vec::new(),
+            pressing: None,
             now: None,
             last: None,
         }
@@ -58,6 +62,7 @@ impl Dispatch {
             if packet.kind.is_routed() {
                 self.routed(packet)?;
             } else if matches!(packet.kind, PacketType::Bcast | PacketType::BcastAck) {
+                self.note_data(true);
                 self.node.handle_broadcast(self.link.peer.id, packet.kind, packet.body)?;
             } else {
                 let input = Input::Packet {
@@ -75,6 +80,9 @@ impl Dispatch {
     /// The end of a read: hand over and flush what it has brought. Whether there was any data.
     pub(crate) fn end_read(&mut self) -> bool {
         let any = !self.touched.is_empty() || !self.relayed_to.is_empty();
+        if let Some(pressing) = self.pressing.take() {
+            note_pace(self.now.unwrap_or_else(Instant::now), pressing);
+        }
         if !self.touched.is_empty() {
             let now = Instant::now();
             for channel in self.touched.drain(..) {
@@ -102,6 +110,10 @@ impl Dispatch {
             Routed::Refused(header, reason) => self.refuse(packet.kind, &header, reason),
         }
         Ok(())
+    }
+
+    fn note_data(&mut self, pressing: bool) {
+        *self.pressing.get_or_insert(false) |= pressing;
     }
 
     fn mine(&mut self, header: &RoutedHeader, content: Content<'_>) {
@@ -146,6 +158,7 @@ impl Dispatch {
             }
             return;
         };
+        self.note_data(header.is_pressing());
         channel.handle_data(&self.node, header, content, &mut self.acks);
         if !self.touched.last().is_some_and(|last| Arc::ptr_eq(last, &channel)) {
             self.touched.push(channel);
@@ -194,6 +207,9 @@ impl Dispatch {
 
     fn relay(&mut self, packet: Packet<'_>, header: &RoutedHeader) {
         let lane = relay::lane(packet.kind, header);
+        if packet.kind == PacketType::Data {
+            self.note_data(header.is_pressing());
+        }
         let Some(next) = self.node.next_hop(header.destination, relay::path_hash(&lane)) else {
             return self.refuse(packet.kind, header, DropReason::NoRoute);
         };

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use chatter_core::sched::outstanding::{Outstanding, Sample};
 
+use crate::pace::Pace;
 use crate::transport::WriteHalf;
 
 /// Bounds of the bytes taken from the scheduler for one write: few enough that what is queued later can
@@ -35,8 +36,18 @@ const SAMPLE_EVERY: Duration = Duration::from_millis(100);
 const APART_LEAST: usize = 8 * 1024;
 const APART_LOWAT: u32 = 32 * 1024;
 
+/// What a Unix socket may hold while there is bulk alone, in bytes, the records of the kernel included: what
+/// the link carries in this time, and at most this much. Its writer is woken only when three quarters are
+/// free, and what is left must last until it runs.
+const CALM_TIME: Duration = Duration::from_millis(2);
+const CALM_DEPTH: usize = 2 * 1024 * 1024;
+
 /// See the [module](self).
 pub(crate) struct KernelQueue {
+    pace: Pace,
+    /// What a Unix socket held at first, which is the least; and holds now.
+    shallow: Option<usize>,
+    depth: usize,
     rate_since: Instant,
     rate_bytes: usize,
     lowat: u32,
@@ -52,6 +63,9 @@ impl KernelQueue {
     pub(crate) fn new(socket: &WriteHalf) -> Self {
         let now = Instant::now();
         Self {
+            pace: Pace::new(now),
+            shallow: socket.depth(),
+            depth: socket.depth().unwrap_or(0),
             rate_since: now,
             rate_bytes: 0,
             lowat: LOWAT_START,
@@ -72,6 +86,26 @@ impl KernelQueue {
         len >= APART_LEAST && self.lowat <= APART_LOWAT
     }
 
+    /// Data is about to be written, and some of it is pressing, or none.
+    pub(crate) fn fill(&mut self, socket: &WriteHalf, now: Instant, pressing: bool) {
+        if self.shallow.is_some() && self.pace.note(now, pressing).is_some() {
+            self.fit_depth(socket);
+        }
+    }
+
+    fn fit_depth(&mut self, socket: &WriteHalf) {
+        let Some(shallow) = self.shallow else { return };
+        let mut depth = shallow;
+        if self.pace.is_calm() {
+            let ratio = CALM_TIME.as_micros() / LOWAT_TIME.as_micros();
+            depth = (self.lowat as usize * ratio as usize).min(CALM_DEPTH).max(shallow);
+        }
+        if depth != self.depth {
+            self.depth = depth;
+            socket.set_depth(depth);
+        }
+    }
+
     /// So many bytes were written.
     pub(crate) fn wrote(&mut self, bytes: usize) {
         self.rate_bytes += bytes;
@@ -90,6 +124,7 @@ impl KernelQueue {
         if lowat.abs_diff(self.lowat) > self.lowat / 4 {
             self.lowat = lowat;
             socket.set_lowat(lowat);
+            self.fit_depth(socket);
         }
     }
 
@@ -116,5 +151,43 @@ impl KernelQueue {
             socket.bound_outstanding(bound);
             self.bound = bound;
         }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use chatter_core::sched::CALM;
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use crate::transport::Connection;
+
+    /// Given a fast Unix socket, expect it to hold more while there is bulk alone, and no more than at first as
+    /// soon as something is pressing; and a slow one never.
+    #[tokio::test]
+    async fn a_fast_unix_socket_is_deep_for_bulk_alone() {
+        let (one, _other) = UnixStream::pair().unwrap();
+        let runtime = tokio::runtime::Handle::current();
+        let (_read, write) = Connection::Unix(one).split(&runtime).unwrap();
+        let at_first = write.depth().unwrap();
+        let start = Instant::now();
+        let mut queue = KernelQueue::new(&write);
+        let mut calm = 0;
+        let mut turn = |queue: &mut KernelQueue| {
+            calm += 4;
+            queue.fill(&write, start + calm * CALM, false);
+            let depth = write.depth().unwrap();
+            queue.fill(&write, start + (calm + 1) * CALM, true);
+            assert_eq!(write.depth(), Some(at_first), "something is pressing");
+            depth
+        };
+        queue.wrote(1024 * RATE_BYTES);
+        queue.tune(&write);
+        assert!(turn(&mut queue) > at_first);
+        assert!(turn(&mut queue) > at_first);
+        queue.wrote(RATE_BYTES);
+        queue.rate_since = Instant::now() - Duration::from_millis(100);
+        queue.tune(&write);
+        assert_eq!(turn(&mut queue), at_first, "10 MB/s");
     }
 }

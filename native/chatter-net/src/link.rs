@@ -18,12 +18,14 @@ use chatter_core::sched::fair::Level;
 use chatter_core::sched::{Lane, Scheduler, SchedulerLimits, Turn};
 use chatter_core::wire::identity::Identity;
 use chatter_core::wire::packet::Packet;
+use chatter_core::wire::routed::is_pressing;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::channel::Channel;
 use crate::kernel_queue::KernelQueue;
 use crate::transport::{Transport, WriteHalf};
+use crate::workers::note_pace;
 
 /// Bytes of control packets queued, those of the data plane included: beyond it new ones are dropped.
 const CONTROL_BYTES: usize = 4 * 1024 * 1024;
@@ -450,6 +452,10 @@ impl LinkIo {
             link.room.notify_one();
         }
         drop(queue);
+        if let Some(pressing) = self.batch.iter().filter_map(is_pressing).reduce(|a, b| a || b) {
+            self.kernel.fill(&link.socket, now, pressing);
+            note_pace(now, pressing);
+        }
         if link.has_waiting.load(Ordering::SeqCst) {
             link.writer.notify_one();
         }

@@ -152,9 +152,28 @@ impl WriteHalf {
         }
     }
 
+    /// What a Unix socket may hold, in bytes; `None` for others.
+    pub(crate) fn depth(&self) -> Option<usize> {
+        match self {
+            Self::Tcp(_) => None,
+            #[cfg(target_os = "linux")]
+            Self::Unix(half) => socket2::SockRef::from(half.as_ref()).send_buffer_size().ok(),
+        }
+    }
+
+    /// Has a Unix socket hold so much, but at most twice `net.core.wmem_max`.
+    pub(crate) fn set_depth(&self, bytes: usize) {
+        #[cfg(target_os = "linux")]
+        if let Self::Unix(half) = self {
+            // The kernel doubles the number, for what its own records take.
+            socket2::SockRef::from(half.as_ref()).set_send_buffer_size(bytes / 2).ok();
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = bytes;
+    }
+
     /// Bounds the unsent bytes in the kernel. Where the system cannot, latency is worse, nothing else.
-    /// A Unix socket needs no bound: what it holds is what its reader has not read, a few hundred KiB
-    /// at most.
+    /// A Unix socket has a bound of its own ([`WriteHalf::depth`]).
     pub(crate) fn set_lowat(&self, bytes: u32) {
         if let Self::Tcp(half) = self {
             set_lowat(half.as_ref(), bytes);

@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{Notify, oneshot};
 
+use crate::pace::Pace;
+use crate::thread_policy;
+
 /// The threads of a node.
 pub(crate) struct Workers {
     handles: Vec<Handle>,
@@ -40,6 +43,7 @@ impl Workers {
             let poller = BusyPoll::new(busy_poll);
             stopper.threads.push(thread.spawn(move || {
                 POLLER.set(Some(poller.clone()));
+                PACE.set(thread_policy::is_normal().then(|| Pace::new(Instant::now())));
                 runtime.spawn(poller.run());
                 // Ends, and with it all tasks of this thread, when told to or when nobody could tell.
                 let _ = runtime.block_on(stopped);
@@ -73,6 +77,8 @@ impl Stopper {
 
 thread_local! {
     static POLLER: RefCell<Option<Arc<BusyPoll>>> = const { RefCell::new(None) };
+    /// Of the threads of a node whose policy may be changed.
+    static PACE: RefCell<Option<Pace>> = const { RefCell::new(None) };
 }
 
 /// Polls sockets for a short while after something has come in, before the thread goes to sleep.
@@ -144,6 +150,19 @@ impl BusyPoll {
             self.polling.store(false, Ordering::Relaxed);
         }
     }
+}
+
+/// Data has passed through this thread, if it is one of a node, and some of it was pressing, or none.
+///
+/// While there is bulk alone the thread waits for its turn when it is woken. Else it would take the processor
+/// from those that fill the queue it is to empty, or empty the one that it is to fill, for every little that
+/// they do.
+pub(crate) fn note_pace(now: Instant, pressing: bool) {
+    PACE.with_borrow_mut(|pace| {
+        if let Some(calm) = pace.as_mut().and_then(|pace| pace.note(now, pressing)) {
+            thread_policy::set_batch(calm);
+        }
+    });
 }
 
 /// Something has come in on this thread.

@@ -1,10 +1,13 @@
 //! The flows that a sender knows: a bounded table. Of a full one, flows that have nothing under way are
 //! retired, those first that have not been used for long (second chance, an approximation of LRU).
 
+use std::time::Instant;
+
 use rustc_hash::FxHashMap;
 
 use super::build::Building;
 use super::options::Class;
+use crate::sched::CALM;
 
 /// Flows that a table holds before idle ones are retired, and at most: the rest are fences then.
 pub(super) const MAX_FLOWS: usize = 4096;
@@ -31,6 +34,8 @@ pub(super) struct Flow {
     pub(super) round: u64,
     /// The last urgent packet that it had something in.
     pub(super) urgent: u64,
+    /// When it last had a backlog.
+    backlog: Option<Instant>,
     /// The way that it takes, and when that was chosen.
     pub(super) way: u8,
     pub(super) ways_epoch: u32,
@@ -48,6 +53,17 @@ impl Flow {
     /// Tells flows apart at relays; not 0, which urgent packets of several flows have.
     pub(super) fn label(&self) -> u16 {
         (self.key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as u16 | 1
+    }
+
+    /// It has a backlog now.
+    pub(super) fn note_backlog(&mut self, now: Option<Instant>) {
+        self.backlog = now;
+    }
+
+    /// Whether somebody may wait for its small things: not while it has a backlog every now and then.
+    pub(super) fn is_pressing(&self, now: Option<Instant>) -> bool {
+        let calm = |(now, then): (Instant, Instant)| now.saturating_duration_since(then) >= CALM;
+        now.zip(self.backlog).is_none_or(calm)
     }
 
     /// Takes the class of what is handed in. While something is queued the class stays: what is ahead of
@@ -142,6 +158,7 @@ impl Flows {
             sparse: 0,
             round: 0,
             urgent: 0,
+            backlog: None,
             way: 0,
             ways_epoch: u32::MAX,
             held: false,

@@ -183,6 +183,7 @@ impl Outbox {
             let Some(flow) = self.flows.get_mut(slot) else { return };
             flow.sparse += total;
             flow.urgent = serial;
+            self.ways[way].urgent_pressing |= flow.is_pressing(self.now);
             let sequence = Some(flow.take_sequence(1, total));
             let urgent = &mut self.ways[way].urgent;
             let before = urgent.len();
@@ -198,6 +199,7 @@ impl Outbox {
         }
         let Some(flow) = self.flows.get_mut(slot) else { return };
         flow.take_class(options.class);
+        flow.note_backlog(self.now);
         if flow.building.is_empty() {
             self.touched.push(slot);
         }
@@ -289,6 +291,7 @@ impl Outbox {
         let way = self.choose_way(slot);
         let Some(flow) = self.flows.get_mut(slot) else { return };
         flow.take_class(options.class);
+        flow.note_backlog(self.now);
         let (level, label) = (level_of(flow.class), flow.label());
         let (mut count, mut queued) = (0, 0);
         chunks(pieces, total, Some((flow.id, flow.sequence)), |part| {
@@ -472,7 +475,9 @@ impl Outbox {
         let (len, level) = (part.len(), Level::Urgent);
         // Even, as no flow's is; another one for each way: what takes different ways may overtake.
         let label = 2 * at as u16;
-        let out = Outgoing::new(part, level, label, self.now, Place::Urgent(way.urgent_serial));
+        let place = Place::Urgent(way.urgent_serial);
+        let pressing = std::mem::take(&mut way.urgent_pressing);
+        let out = Outgoing { pressing, ..Outgoing::new(part, level, label, self.now, place) };
         way.levels.push(level, 0, out, len);
     }
 

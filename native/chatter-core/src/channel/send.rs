@@ -307,6 +307,7 @@ impl Sender {
         let ack_now = self.asks_for_ack(len);
         let (label, fence) = (out.label, out.fence);
         let flags = flags_of(out.level)
+            | if out.pressing || out.level != Level::Urgent { 0 } else { FLAG_LOW }
             | if ack_now { FLAG_ACK_NOW } else { 0 }
             | if fence { FLAG_FENCE } else { 0 };
         let header = RoutedHeader {

@@ -9,6 +9,8 @@ use crate::sched::fair::{LEVELS, Level, Levels};
 pub(super) struct Outgoing {
     pub(super) part: Part,
     pub(super) level: Level,
+    /// Somebody may wait for it: it is urgent, and not only of flows that send bulk.
+    pub(super) pressing: bool,
     /// Of its flow; 0 if it is of several.
     pub(super) label: u16,
     pub(super) fence: bool,
@@ -43,7 +45,8 @@ impl Outgoing {
     ) -> Self {
         let (deadline, alone) = (None, None);
         let fence = matches!(place, Place::Fence | Place::Lead);
-        Self { part, level, label, fence, deadline, reliable: true, alone, since, place }
+        let pressing = matches!(level, Level::High | Level::Urgent);
+        Self { part, level, pressing, label, fence, deadline, reliable: true, alone, since, place }
     }
 
     pub(super) fn serial(&self) -> u64 {
@@ -70,6 +73,7 @@ pub(super) struct Way {
     /// Small frames of several flows that will share an urgent packet, and its serial number.
     pub(super) urgent: Building,
     pub(super) urgent_serial: u64,
+    pub(super) urgent_pressing: bool,
     /// Counts the times that nothing urgent was left.
     pub(super) round: u64,
 }

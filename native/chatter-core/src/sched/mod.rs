@@ -24,6 +24,10 @@ use shares::Shares;
 /// Transit that waits longer than this is marked.
 pub const MARK_AFTER: Duration = Duration::from_millis(5);
 
+/// A flow that has had a backlog within this time sends bulk: nobody waits for its small things either. And
+/// so long nothing pressing must have passed until throughput may come before short waits.
+pub const CALM: Duration = Duration::from_millis(20);
+
 /// Bytes that a channel may send at once while nobody else has anything.
 pub const ALONE_BYTES: usize = 128 * 1024;
 

@@ -43,7 +43,8 @@ pub const FLAG_URGENT: u8 = 0x08;
 /// Flag of DATA: of high priority.
 pub const FLAG_HIGH: u8 = 0x10;
 
-/// Flag of DATA: of low priority. With [`FLAG_HIGH`]: of high priority.
+/// Flag of DATA: of low priority. With [`FLAG_HIGH`]: of high priority. With [`FLAG_URGENT`]: only of flows
+/// that send bulk, which just have nothing else under way; nobody waits for it.
 pub const FLAG_LOW: u8 = 0x20;
 
 /// Mark of a relay, in `mutable`: the packet waited there for long.
@@ -113,6 +114,12 @@ impl RoutedHeader {
         }
     }
 
+    /// Of DATA, whether somebody may wait for it: it is of high priority, or urgent and not only of flows
+    /// that send bulk.
+    pub fn is_pressing(&self) -> bool {
+        presses(self.flags)
+    }
+
     /// Reads the header off the front of a routed packet's body; the content is what is left.
     pub fn read(r: &mut Reader<'_>) -> Result<Self, WireError> {
         Ok(Self {
@@ -160,6 +167,22 @@ fn head_mut(packet: &mut Packet) -> BytesMut {
 /// Whether a whole packet has a [`RoutedHeader`].
 pub fn is_routed(packet: &Packet) -> bool {
     packet.head.get(3).and_then(|code| PacketType::from_code(*code)).is_some_and(|k| k.is_routed())
+}
+
+/// Whether somebody may wait for a whole packet: for data as [`RoutedHeader::is_pressing`] says, and for
+/// broadcasts. `None` of packets without messages of users.
+pub fn is_pressing(packet: &Packet) -> Option<bool> {
+    let head = packet.head.first_chunk::<{ PACKET_HEADER_LEN + 1 }>()?;
+    match PacketType::from_code(head[3])? {
+        PacketType::Data => Some(presses(head[PACKET_HEADER_LEN])),
+        PacketType::Bcast => Some(true),
+        _ => None,
+    }
+}
+
+fn presses(flags: u8) -> bool {
+    let urgent = flags & (FLAG_URGENT | FLAG_LOW) == FLAG_URGENT;
+    urgent || flags & FLAG_HIGH != 0
 }
 
 /// Sets [`MARK_DELAYED`] in a whole routed packet.
