@@ -4,6 +4,8 @@
 //! links of all that are outstanding (`SO_SNDBUF`), which [`Outstanding`] finds. Both are looked at only when
 //! a new segment buffer of the kernel is begun, which takes up to 64 KiB; so on links that are not fast each
 //! batch ends the one that it is in (`MSG_EOR`).
+//!
+//! A Unix socket holds what the system gives it, and more while there is bulk alone ([`Pace`]).
 
 use std::time::{Duration, Instant};
 

@@ -27,7 +27,7 @@ pub(crate) fn set_batch(batch: bool) {
 mod tests {
     use super::*;
 
-    /// Given a thread, expect that its policy can be changed and changed back, and no other one's.
+    /// Given a thread, expect that its policy can be changed and changed back.
     #[test]
     fn the_policy_goes_back_and_forth() {
         // Not the thread of the test: somebody may have started all of them with another policy.
