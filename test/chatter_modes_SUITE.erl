@@ -21,7 +21,7 @@ suite() -> [{timetrap, {seconds, 60}}].
 all() ->
     [long_names, ipv6, hidden, no_full_mesh, not_listening, dynamic_name, remote_shell,
      started_at_run_time, quiet_at_run_time, two_carriers, wrong_cookie, cookie_per_node, wrong_key,
-     encryption_on_one_side, ill_named].
+     encryption_on_one_side, memory_of_the_key, ill_named].
 
 init_per_suite(Config) ->
     case filelib:is_regular(chatter_cluster:native_lib()) of
@@ -229,6 +229,18 @@ encryption_on_one_side(_Config) ->
     A = start(a),
     #{node := NodeB} = B = start(b, #{chatter => [{encryption, false}]}),
     apart(A, B, NodeB).
+
+%% Given a key that is derived from the cookie, expect the memory that this takes to be given back:
+%% such a node holds little more than one with a key.
+memory_of_the_key(_Config) ->
+    Derived = resident_kib(start(a)),
+    Given = resident_kib(start(b, #{chatter => [{key, ?KEY}]})),
+    ?assertMatch({D, G} when D < G + 12 * 1024, {Derived, Given}).
+
+resident_kib(Node) ->
+    {ok, Status} = file:read_file("/proc/" ++ chatter_cluster:os_pid(Node) ++ "/status"),
+    {match, [KiB]} = re:run(Status, "RssAnon:\\s*(\\d+)", [{capture, all_but_first, list}]),
+    list_to_integer(KiB).
 
 %% Given names of the wrong kind, expect pang without any delay, as from stock.
 ill_named(_Config) ->

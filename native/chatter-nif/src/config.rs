@@ -11,6 +11,8 @@ use chatter_core::crypto::key::KeyError;
 use chatter_net::config::{Interfaces, ListenPort, MulticastConfig, NetConfig};
 use rustler::{Binary, NifMap, NifTaggedEnum, NifUnitEnum};
 
+use crate::allocator;
+
 /// Which port to listen on.
 #[derive(NifTaggedEnum)]
 pub(crate) enum Port {
@@ -98,7 +100,11 @@ impl StartConfig<'_> {
     pub(crate) fn into_net(self) -> Result<NetConfig, KeyError> {
         let key = match &self.key {
             KeySource::Key(key) => ClusterKey::parse(key.as_slice())?,
-            KeySource::Cookie(cookie) => ClusterKey::from_cookie(cookie.as_slice())?,
+            KeySource::Cookie(cookie) => {
+                let key = ClusterKey::from_cookie(cookie.as_slice());
+                allocator::give_back();
+                key?
+            }
         };
         let control = ControlConfig {
             hello_ms: self.hello_ms,

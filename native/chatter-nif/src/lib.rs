@@ -3,6 +3,7 @@
 //! Messages to Erlang are sent from the runtime's threads only, as `enif_send` demands. The library
 //! must never be unloaded while a node runs: see the head of `chatter_nif.erl`.
 
+mod allocator;
 mod atoms;
 mod broadcast;
 mod channel;
