@@ -190,6 +190,32 @@ fn a_lead_waits_for_nobody() {
     assert!(sender.poll_level(now, Level::Normal).is_some());
 }
 
+/// Given a long backlog of others, and a small frame that only later ones need behind another one of the same
+/// flow, all in one batch, expect the two to leave first, in this order, and what came later not to share a
+/// packet with the first.
+#[test]
+fn a_lead_waits_for_what_is_urgent_of_its_flow_alone() {
+    let mut sender = sender(8 << 20, QUOTA);
+    let now = start();
+    for key in 0..20 {
+        sender.push_large_frame(&flow(key), &[vec![0; 20_000].into()], 20_000);
+    }
+    sender.push_frame(&flow(30), &[&[0; 10]], 10);
+    sender.push_frame(&lead(30), &[&[0; 20]], 20);
+    sender.push_frame(&flow(31), &[&[0; 30]], 30);
+    sender.end_batch();
+    let mut lengths = Vec::new();
+    for fence in [0, FLAG_FENCE, 0] {
+        let packet = sender.poll_level(now, Level::Urgent).expect("an urgent packet").to_vec();
+        assert_eq!(read(&packet).0.flags & FLAG_FENCE, fence, "after {lengths:?}");
+        let blocked = lengths.is_empty() && sender.poll_level(now, Level::Normal).is_some();
+        assert!(!blocked, "not before the lead");
+        lengths.push(packet.len());
+    }
+    assert_eq!(lengths[0] + 20, lengths[2], "one frame each: {lengths:?}");
+    assert!(sender.poll_level(now, Level::Normal).is_some());
+}
+
 /// Given small things of a flow that has had a backlog, expect them to be urgent as ever, but nobody to be
 /// said to wait for them until some time without a backlog; and others that share a packet with them to count.
 #[test]

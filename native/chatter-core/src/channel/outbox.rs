@@ -41,8 +41,8 @@ pub(super) struct Outbox {
     /// Slots of flows that have something in their building.
     touched: Vec<u32>,
     later: VecDeque<Later>,
-    /// Leave before all else.
-    leads: VecDeque<Part>,
+    /// Leave before all else, but for urgent packets up to the one of this serial number.
+    leads: VecDeque<(Part, u64)>,
     later_bytes: usize,
     /// Bytes in all of this.
     bytes: usize,
@@ -327,6 +327,14 @@ impl Outbox {
 
     /// The levels that have something for a way, as bits.
     pub(super) fn ready(&self, way: usize) -> u8 {
+        if let Some(serial) = self.lead_waits_for() {
+            let first = self.ways.get(way).and_then(Way::first_urgent);
+            return if first.is_some_and(|first| first <= serial) {
+                Level::Urgent.bit()
+            } else {
+                0
+            };
+        }
         if !self.leads.is_empty() {
             return Level::Urgent.bit();
         }
@@ -352,8 +360,16 @@ impl Outbox {
     pub(super) fn poll(&mut self, way: usize, level: Level) -> Option<Outgoing> {
         if !self.leads.is_empty() {
             // What was handed in later must not get ahead of it.
-            let lead = if level == Level::Urgent { self.leads.pop_front() } else { None };
-            return lead.map(|part| Outgoing::new(part, level, 0, None, Place::Lead));
+            if level != Level::Urgent {
+                return None;
+            }
+            if let Some(serial) = self.lead_waits_for() {
+                let way = self.ways.get_mut(way)?;
+                way.first_urgent().filter(|first| *first <= serial)?;
+                return way.pop(level);
+            }
+            let (part, behind) = self.leads.pop_front()?;
+            return Some(Outgoing::new(part, level, 0, None, Place::Lead(behind)));
         }
         if level == Level::Urgent && !self.later.is_empty() && self.is_drained() {
             // What waited behind the last fence may be a lead.
@@ -375,8 +391,8 @@ impl Outbox {
 
     /// What was polled for a way cannot leave yet: it is the next one of its level.
     pub(super) fn put_back(&mut self, way: usize, out: Outgoing) {
-        if matches!(out.place, Place::Lead) {
-            self.leads.push_front(out.part);
+        if let Place::Lead(behind) = out.place {
+            self.leads.push_front((out.part, behind));
         } else if out.fence {
             self.later_bytes += out.part.len();
             self.later.push_front(Later::Fence(out.part));

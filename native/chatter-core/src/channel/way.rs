@@ -32,7 +32,8 @@ pub(super) enum Place {
     /// Among the urgent ones, as the one of this serial number.
     Urgent(u64),
     Fence,
-    Lead,
+    /// Behind the urgent packet of this serial number.
+    Lead(u64),
 }
 
 impl Outgoing {
@@ -44,7 +45,7 @@ impl Outgoing {
         place: Place,
     ) -> Self {
         let (deadline, alone) = (None, None);
-        let fence = matches!(place, Place::Fence | Place::Lead);
+        let fence = matches!(place, Place::Fence | Place::Lead(_));
         let pressing = matches!(level, Level::High | Level::Urgent);
         Self { part, level, pressing, label, fence, deadline, reliable: true, alone, since, place }
     }

@@ -1,5 +1,5 @@
-//! Fences: what waits for all before it, and what waits behind it. A lead is a fence that waits for
-//! nobody.
+//! Fences: what waits for all before it, and what waits behind it. A lead is a fence that waits for what is
+//! urgent of its own flow alone, and without delay.
 
 use bytes::Bytes;
 
@@ -37,21 +37,28 @@ impl Outbox {
 
     /// Takes a small frame that all later ones may need, and that needs none of the earlier ones of others.
     pub(super) fn push_lead(&mut self, key: u64, pieces: &[&[u8]], total: usize) {
-        let left = self.urgent_left();
         let slot = self.flows.find(key);
         let flow = slot.and_then(|slot| self.flows.get_mut(slot));
-        if flow.is_some_and(|flow| flow.queued > 0 || flow.urgent > left) {
+        let (queued, behind) = flow.map_or((0, 0), |flow| (flow.queued, flow.urgent));
+        if queued > 0 {
             return self.push_fence(item::FRAME, pieces, total);
         }
+        // What comes later must not share a packet with what leaves before it.
+        (0..self.used).for_each(|way| self.end_urgent(way));
         self.counts.fences += 1;
         let mut building = Building::default();
         put(building.item(None, item::FRAME, total, total), pieces);
         building.need();
         if let Some(part) = building.take() {
             self.bytes += part.len();
-            self.leads.push_back(part);
+            self.leads.push_back((part, behind));
         }
         self.expected = self.expected.saturating_sub(total);
+    }
+
+    /// The urgent packet that the next lead has to wait for, if it has to.
+    pub(super) fn lead_waits_for(&self) -> Option<u64> {
+        self.leads.front().map(|(_, behind)| *behind).filter(|behind| *behind > self.urgent_left())
     }
 
     /// Nothing is queued but what is behind a fence. The fence, if it is one; otherwise, what is before
