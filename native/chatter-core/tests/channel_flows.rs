@@ -173,14 +173,19 @@ fn a_gap_holds_up_its_flow_alone() {
     mesh.finish(MINUTES);
 }
 
-/// Given a long backlog of others and a frame that only later ones need, expect it to leave first.
-#[test]
-fn a_lead_waits_for_nobody() {
+/// A sender with a long backlog of flows 0 to 19.
+fn behind_others() -> Sender {
     let mut sender = sender(8 << 20, QUOTA);
-    let now = start();
     for key in 0..20 {
         sender.push_large_frame(&flow(key), &[vec![0; 20_000].into()], 20_000);
     }
+    sender
+}
+
+/// Given a long backlog of others and a frame that only later ones need, expect it to leave first.
+#[test]
+fn a_lead_waits_for_nobody() {
+    let (mut sender, now) = (behind_others(), start());
     sender.push_frame(&lead(30), &[&[0; 10]], 10);
     sender.push_frame(&flow(31), &[&[0; 10]], 10);
     sender.end_batch();
@@ -195,11 +200,7 @@ fn a_lead_waits_for_nobody() {
 /// packet with the first.
 #[test]
 fn a_lead_waits_for_what_is_urgent_of_its_flow_alone() {
-    let mut sender = sender(8 << 20, QUOTA);
-    let now = start();
-    for key in 0..20 {
-        sender.push_large_frame(&flow(key), &[vec![0; 20_000].into()], 20_000);
-    }
+    let (mut sender, now) = (behind_others(), start());
     sender.push_frame(&flow(30), &[&[0; 10]], 10);
     sender.push_frame(&lead(30), &[&[0; 20]], 20);
     sender.push_frame(&flow(31), &[&[0; 30]], 30);
