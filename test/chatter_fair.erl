@@ -260,26 +260,30 @@ counts(Right) ->
     lists:append([receive {Pid, Counts} -> Counts end || Pid <- Pids]).
 
 %% 64 processes send 50 small messages a second each, over two equally long ways. A flow on the
-%% clean way has lost nothing: at least a quarter of them are there.
+%% clean way has lost nothing: at least a quarter of them are there. By turns without and with loss,
+%% as what the machine does besides changes the figure more than that.
 loss(Lab, [A, _, _, D]) ->
     chatter_work:connect(A, D),
     Slow = chatter_lab:both([{1, 3}, {3, 4}]),
-    All = chatter_lab:both([{1, 2}, {2, 4}, {1, 3}, {3, 4}]),
-    ok = chatter_lab:shape(Lab, All, [{delay, 0.5}]),
-    Clean = lists:sort(latencies(A, D)),
-    ok = chatter_lab:shape(Lab, Slow, [{loss, 1.0}, {reorder, 5}]),
-    pause(1000),
-    Lossy = lists:sort(latencies(A, D)),
-    Quarter = fun(P99s) -> lists:nth(length(P99s) div 4, P99s) end,
-    Fine = length([P || P <- Lossy, P =< 1.2 * Quarter(Clean)]),
-    [row("p99 of the quarter with least, nothing lost, ms", Quarter(Clean) / 1000, none),
-     row("the same with 1 % loss and reordering on one way, ms", Quarter(Lossy) / 1000, none),
-     row("ratio", Quarter(Lossy) / max(1, Quarter(Clean)), {'=<', 1.2}),
-     row("flows within 1.2 of that", Fine, none)].
+    ok = chatter_lab:shape(Lab, chatter_lab:both([{1, 2}, {2, 4}, {1, 3}, {3, 4}]), [{delay, 0.5}]),
+    Turns = [[begin
+                  ok = chatter_lab:shape(Lab, Slow, [{loss, Loss}, {reorder, Reorder}]),
+                  pause(1000),
+                  lists:sort(latencies(A, D))
+              end || {Loss, Reorder} <- [{0, 0}, {1.0, 5}]] || _ <- lists:seq(1, 5)],
+    {Clean, Lossy} = lists:unzip([{quarter(Without), quarter(With)} || [Without, With] <- Turns]),
+    {P99, P99Beside} = {percentile(Clean, 0.5), percentile(Lossy, 0.5)},
+    Fine = [length([P || P <- With, P =< 1.2 * P99]) || [_, With] <- Turns],
+    [row("p99 of the quarter with least, nothing lost, ms", P99 / 1000, none),
+     row("the same with 1 % loss and reordering on one way, ms", P99Beside / 1000, none),
+     row("ratio", P99Beside / max(1, P99), {'=<', 1.2}),
+     row("flows within 1.2 of that", percentile(Fine, 0.5), none)].
+
+quarter(P99s) -> lists:nth(length(P99s) div 4, P99s).
 
 %% p99 of each flow, in microseconds.
 latencies(A, D) ->
-    Receivers = on(D, fun() -> one_way(64, 1500) end),
+    Receivers = on(D, fun() -> one_way(64, 500) end),
     Senders = on(A, fun() -> [start(stamped, [R, 20]) || R <- Receivers] end),
     P99s = on(D, fun() -> [begin
                                R ! {p99, self()},
