@@ -26,7 +26,8 @@ all() -> [{group, pair}, many_monitors, ticks, back_pressure, the_culprits_alone
 groups() ->
     [{pair, [], [links_and_exits, monitors, spawn_requests, calls, names_and_aliases,
                  group_leader_output, global_names, process_groups, sizes, half_a_gibibyte,
-                 big_while_pending, order_of_mixed_sizes, simultaneous_connects,
+                 big_while_pending, order_of_mixed_sizes, atoms_that_share_places,
+                 simultaneous_connects,
                  views_of_the_kernel, schedulers_are_not_held]}].
 
 init_per_suite(Config) ->
@@ -296,6 +297,55 @@ order_of_mixed_sizes(Config) ->
     ok = chatter_work:sink(B, mixed),
     _ = chatter_work:flood(A, {mixed, NodeB}, {20, 500}, [0, 10, 70000, 100, 5000, 200000, 1]),
     chatter_work:await_seen({B, mixed}, 20 * 500, 40000).
+
+%% Given messages of some processes with atoms that share places in the cache of the VM, expect each
+%% to be told by name what it sent, and, once every atom has been there, next to none of the
+%% messages to be in order with all others.
+atoms_that_share_places(Config) ->
+    [A, #{node := NodeB}] = ?config(pair, Config),
+    Fences = fun() ->
+                     #{channels := Channels} = chatter:info(NodeB),
+                     lists:sum([N || #{kind := distribution, fences := N} <- Channels])
+             end,
+    [Before, Between, After] =
+        on(A, fun() ->
+                      %% The place follows from the number, modulo 2,048.
+                      All = [list_to_atom("shared_place_" ++ integer_to_list(I))
+                             || I <- lists:seq(1, 2200)],
+                      Atoms = list_to_tuple(lists:sublist(All, 100) ++ lists:nthtail(2000, All)),
+                      Round = fun() -> named(NodeB, Atoms), Fences() end,
+                      [Fences(), Round(), Round()]
+              end, 30000),
+    ?assert(Between - Before < 1000, {Before, Between}),
+    ?assert(After - Between < 100, {Between, After}).
+
+%% Eight processes each send 2,000 atoms, two at a time, and get their names.
+named(Node, Atoms) ->
+    Pids = [spawn_monitor(
+              fun() ->
+                      Echo = spawn_link(Node, fun name/0),
+                      [begin
+                           Pair = {pick(Atoms), pick(Atoms)},
+                           Echo ! {self(), Pair},
+                           {X, Y} = names(Pair),
+                           ?GET({names, {Pair, X, Y}})
+                       end || _ <- lists:seq(1, 1000)],
+                      unlink(Echo),
+                      exit(Echo, kill)
+              end) || _ <- lists:seq(1, 8)],
+    [?GET({'DOWN', Ref, process, Pid, normal}) || {Pid, Ref} <- Pids].
+
+name() ->
+    receive
+        {From, Pair} ->
+            {X, Y} = names(Pair),
+            From ! {names, {Pair, X, Y}},
+            name()
+    end.
+
+names({X, Y}) -> {atom_to_list(X), atom_to_list(Y)}.
+
+pick(Tuple) -> element(rand:uniform(tuple_size(Tuple)), Tuple).
 
 %%% The connection as net_kernel has it
 

@@ -93,33 +93,44 @@ fn part(kind: u8, sequence: u64, number: u64) -> Vec<u8> {
     frame
 }
 
-/// Given frames that put atoms into the cache, expect the first atom at a place to lead, one that replaces
-/// another to be a fence, and what only refers to them to be a flow.
+/// Given frames that put atoms into the cache, expect one that the receiver does not have to lead, at whatever
+/// place the VM has it, and one that it has to be none.
 #[test]
-fn atoms_at_empty_places_lead() {
+fn atoms_that_are_new_to_the_receiver_lead() {
     let mut reader = FrameReader::new();
-    let mut read = |atoms: &[(u8, u8, bool)]| {
+    let mut read = |atoms: &[(u8, u8, &str)]| {
         let mut frame = vec![131, 68, atoms.len() as u8];
-        let mut halves: Vec<u8> =
-            atoms.iter().map(|(segment, _, new)| segment | u8::from(*new) << 3).collect();
+        let mut halves: Vec<u8> = atoms
+            .iter()
+            .map(|(segment, _, text)| segment | u8::from(!text.is_empty()) << 3)
+            .collect();
         halves.resize(if atoms.is_empty() { 0 } else { 2 * (atoms.len() / 2 + 1) }, 0);
         frame.extend(halves.chunks(2).map(|pair| pair[0] | pair[1] << 4));
-        for (_, at, new) in atoms {
+        for (_, at, text) in atoms {
             frame.push(*at);
-            if *new {
-                frame.extend([2, b'o', b'k']);
+            if !text.is_empty() {
+                frame.push(text.len() as u8);
+                frame.extend(text.as_bytes());
             }
         }
         frame.extend([104, 3, 97, 22, 88, 82, 0, 0, 0, 0, 1, 0, 0, 0, 9, 0, 0, 0, 1, 88]);
-        reader.read(&[&frame]).key
+        let Reading { key, droppable } = reader.read(&[&frame]);
+        assert_eq!(droppable, matches!(key, FlowKey::Flow(_)));
+        (key, reader.rewritten().map(|(bytes, instead_of)| (bytes[2..].to_vec(), instead_of)))
     };
-    let sender = 1 << 32 | 9;
-    assert_eq!(read(&[]), FlowKey::Flow(sender));
-    assert_eq!(read(&[(3, 7, true)]), FlowKey::Lead(sender));
-    assert_eq!(read(&[(3, 7, false)]), FlowKey::Flow(sender));
-    assert_eq!(read(&[(4, 7, true), (3, 7, false), (3, 8, true)]), FlowKey::Lead(sender));
-    assert_eq!(read(&[(7, 255, true), (3, 8, true)]), FlowKey::Fence);
-    assert_eq!(read(&[(3, 7, true)]), FlowKey::Fence);
+    let (flow, lead) = (FlowKey::Flow(1 << 32 | 9), FlowKey::Lead(1 << 32 | 9));
+    assert_eq!(read(&[]), (flow, None));
+    assert_eq!(read(&[(3, 7, "one")]), (lead, None));
+    assert_eq!(read(&[(3, 7, "")]), (flow, None));
+    assert_eq!(read(&[(4, 7, "two"), (3, 7, ""), (3, 8, "three")]), (lead, None));
+    // Another one at a place that has one already is put at the first that is free.
+    let (bytes, instead_of) = (vec![2, 0x8f, 0, 255, 1, b'x', 0, 4, b'f', b'o', b'u', b'r'], 14);
+    assert_eq!(read(&[(7, 255, "x"), (3, 7, "four")]), (lead, Some((bytes, instead_of))));
+    // And the first one is where it was.
+    assert_eq!(read(&[(3, 7, "one")]), (flow, Some((vec![1, 0x03, 7], 9))));
+    assert_eq!(read(&[(3, 7, "")]), (flow, None));
+    assert_eq!(read(&[(3, 7, "four"), (3, 8, "")]), (flow, Some((vec![2, 0x30, 0, 0, 8], 12))));
+    assert_eq!(read(&[(3, 7, "")]), (flow, Some((vec![1, 0x00, 0], 5))));
 }
 
 /// Given more processes in the middle of large signals than are remembered, expect the parts of the others to be

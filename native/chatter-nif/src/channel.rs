@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use chatter_core::channel::CHUNK_LEN;
 use chatter_core::channel::options::SendOptions;
+use chatter_core::channel::send::Sender;
 use chatter_core::flow::FrameReader;
 use chatter_core::wire::data::{ChannelKind, ITEM_HEADER_LEN, ResetReason};
 use chatter_net::channel::{Channel, SendStatus, State};
@@ -230,11 +231,13 @@ fn send<'a>(
         for &(end, total) in &ends {
             slices.clear();
             slices.extend(pieces[start..end].iter().map(Binary::as_slice));
-            let options = match reader.as_mut() {
-                Some(reader) => manners.of(reader.read(&slices)),
-                None => SendOptions::default(),
+            let (options, rewritten) = match reader.as_mut() {
+                Some(reader) => (manners.of(reader.read(&slices)), reader.rewritten()),
+                None => (SendOptions::default(), None),
             };
-            if total > CHUNK_LEN {
+            if let Some((header, instead_of)) = rewritten {
+                push_rewritten(sender, &options, (header, instead_of), &pieces[start..end], total);
+            } else if total > CHUNK_LEN {
                 let pieces: Vec<Bytes> = pieces[start..end].iter().map(pinned::bytes).collect();
                 sender.push_large_frame(&options, &pieces, total);
             } else {
@@ -250,6 +253,35 @@ fn send<'a>(
         return Ok(status.encode(env));
     }
     Ok((atoms::hold(), senders(hold), status).encode(env))
+}
+
+/// Sends a frame with other first bytes than it has.
+fn push_rewritten(
+    sender: &mut Sender,
+    options: &SendOptions,
+    (header, instead_of): (&[u8], usize),
+    pieces: &[Binary],
+    total: usize,
+) {
+    let total = total - instead_of + header.len();
+    let is_large = total > CHUNK_LEN;
+    let mut left_out = instead_of;
+    // What is to be left out of each.
+    let rest = pieces.iter().map(|piece| {
+        let without = left_out.min(piece.len());
+        left_out -= without;
+        (piece, without)
+    });
+    if is_large {
+        let rest = rest.map(|(piece, without)| pinned::bytes(piece).slice(without..));
+        let pieces: Vec<Bytes> =
+            std::iter::once(Bytes::copy_from_slice(header)).chain(rest).collect();
+        sender.push_large_frame(options, &pieces, total);
+    } else {
+        let rest = rest.map(|(piece, without)| &piece.as_slice()[without..]);
+        let pieces: Vec<&[u8]> = std::iter::once(header).chain(rest).collect();
+        sender.push_frame(options, &pieces, total);
+    }
 }
 
 /// `grant(Channel, Cost) -> ok`: the VM has taken frames of that cost.

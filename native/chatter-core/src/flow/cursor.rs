@@ -84,6 +84,18 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// Appends the next `len` bytes, all of which must be there.
+    pub(super) fn copy(&mut self, len: usize, into: &mut Vec<u8>) -> Option<()> {
+        if let Some(bytes) = self.slice(len) {
+            into.extend_from_slice(bytes);
+            return Some(());
+        }
+        for _ in 0..len {
+            into.push(self.u8()?);
+        }
+        Some(())
+    }
+
     #[cold]
     fn skip_pieces(&mut self, mut len: usize) -> Option<()> {
         while self.slice(len).is_none() {

@@ -1,5 +1,6 @@
 //! What stands before the control message: the distribution header (`erl_ext_dist`).
 
+use super::atoms::{Places, Update};
 use super::cursor::Cursor;
 
 pub(super) const VERSION: u8 = 131;
@@ -16,12 +17,10 @@ const NEW_ENTRIES: u8 = NEW_ENTRY | NEW_ENTRY << 4;
 const LONG_ATOMS: u8 = 0x1;
 /// The other three: which eighth of the cache the atom is in. A byte says where in that.
 const SEGMENT: u8 = 0x7;
-/// Atoms that a cache holds.
-const CACHE_LEN: usize = 8 * 256;
 /// At most one byte tells how many atoms a header refers to: so many bytes have their bits.
 const MAX_FLAGS: usize = 255 / 2 + 1;
 
-/// What a frame does to the cache of atoms.
+/// What a frame does to the receiver's cache of atoms.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Updates {
     /// Nothing.
@@ -32,24 +31,13 @@ pub(super) enum Updates {
     Replaced,
 }
 
-/// The places of the cache that are not empty.
-#[derive(Debug)]
-pub(super) struct Cache([u64; CACHE_LEN / 64]);
-
-impl Default for Cache {
-    fn default() -> Self {
-        Self([0; CACHE_LEN / 64])
-    }
-}
-
-impl Cache {
-    /// Fills a place; whether it was empty.
-    fn fill(&mut self, at: usize) -> bool {
-        let bit = 1 << (at % 64);
-        let before = self.0[at / 64];
-        self.0[at / 64] = before | bit;
-        before & bit == 0
-    }
+/// What is to be sent instead of the beginning of a frame.
+#[derive(Debug, Default)]
+pub(super) struct Rewriting {
+    /// Empty if the frame goes as it is.
+    pub(super) bytes: Vec<u8>,
+    /// How many bytes of the frame these stand for.
+    pub(super) instead_of: usize,
 }
 
 /// The header of a frame. Of the first three the control message follows.
@@ -65,14 +53,24 @@ pub(super) enum Header {
 impl Header {
     /// Leaves the cursor at the control message. `None`: this is no header.
     #[inline]
-    pub(super) fn read(c: &mut Cursor<'_>, cache: &mut Cache) -> Option<Header> {
+    pub(super) fn read(
+        c: &mut Cursor<'_>,
+        places: &mut Places,
+        out: &mut Rewriting,
+    ) -> Option<Header> {
+        out.bytes.clear();
         match c.array()? {
-            [VERSION, NORMAL] => Some(Header::Whole { updates: skip_atoms(c, cache)? }),
+            [VERSION, NORMAL] => {
+                Some(Header::Whole { updates: atoms(c, places, &[VERSION, NORMAL], out)? })
+            }
             [VERSION, FIRST_FRAGMENT] => {
                 let (sequence, fragment) = (c.u64()?, c.u64()?);
+                let mut start = [VERSION, FIRST_FRAGMENT].to_vec();
+                start.extend(sequence.to_be_bytes());
+                start.extend(fragment.to_be_bytes());
                 // A header with damaged atoms is still the first part of its sequence; that there is no control
                 // message will be seen.
-                let updates = skip_atoms(c, cache).unwrap_or(Updates::Replaced);
+                let updates = atoms(c, places, &start, out).unwrap_or(Updates::Replaced);
                 Some(Header::First { sequence, fragment, updates })
             }
             [VERSION, NEXT_FRAGMENT] => {
@@ -106,49 +104,97 @@ impl Atoms {
     }
 }
 
-/// Leaves out the atoms that the frame refers to, and tells what they do to the cache.
+/// Leaves out the atoms that the frame refers to, and tells what they do to the cache of the receiver. `start`
+/// is what the header has before them.
 #[inline]
-fn skip_atoms(c: &mut Cursor<'_>, cache: &mut Cache) -> Option<Updates> {
+fn atoms(
+    c: &mut Cursor<'_>,
+    places: &mut Places,
+    start: &[u8],
+    out: &mut Rewriting,
+) -> Option<Updates> {
     let count = usize::from(c.u8()?);
     if count == 0 {
         return Some(Updates::None);
     }
     let len = count / 2 + 1;
-    match c.slice(len) {
-        Some(flags) => skip_texts(c, Atoms::new(count, flags)?, flags, cache),
+    let mut copy = [0; MAX_FLAGS];
+    let flags = match c.slice(len) {
+        Some(flags) => flags,
         None => {
-            let mut copy = [0; MAX_FLAGS];
-            let flags = &mut copy[..len];
-            for byte in flags.iter_mut() {
+            for byte in &mut copy[..len] {
                 *byte = c.u8()?;
             }
-            skip_texts(c, Atoms::new(count, flags)?, flags, cache)
+            &copy[..len]
         }
-    }
-}
-
-#[inline]
-fn skip_texts(
-    c: &mut Cursor<'_>,
-    atoms: Atoms,
-    flags: &[u8],
-    cache: &mut Cache,
-) -> Option<Updates> {
-    if !atoms.is_any_new {
-        c.skip(atoms.count)?;
+    };
+    let atoms = Atoms::new(count, flags)?;
+    if !atoms.is_any_new && places.is_plain() {
+        c.skip(count)?;
         return Some(Updates::None);
     }
-    let mut updates = Updates::Fresh;
-    for at in 0..atoms.count {
-        let half = flags[at / 2] >> (4 * (at % 2));
-        let place = usize::from(half & SEGMENT) << 8 | usize::from(c.u8()?);
-        if half & NEW_ENTRY != 0 {
-            if !cache.fill(place) {
-                updates = Updates::Replaced;
-            }
-            let len = if atoms.is_long { c.u16()?.into() } else { c.u8()?.into() };
-            c.skip(len)?;
-        }
+    let rewritten = rewrite(c, &atoms, flags, places, start, out);
+    if rewritten.is_none() {
+        out.bytes.clear();
     }
-    Some(updates)
+    rewritten
+}
+
+/// Makes a header of its own for a frame, where an atom may be elsewhere or need no text.
+fn rewrite(
+    c: &mut Cursor<'_>,
+    atoms: &Atoms,
+    flags: &[u8],
+    places: &mut Places,
+    start: &[u8],
+    out: &mut Rewriting,
+) -> Option<Updates> {
+    let bytes = &mut out.bytes;
+    bytes.extend_from_slice(start);
+    bytes.push(atoms.count as u8);
+    let flags_at = bytes.len();
+    bytes.extend_from_slice(flags);
+    out.instead_of = bytes.len();
+    let (mut update, mut is_changed) = (Update::Known, false);
+    for number in 0..atoms.count {
+        let (byte, shift) = (number / 2, 4 * (number % 2));
+        let half = flags[byte] >> shift & 0xf;
+        let place = usize::from(half & SEGMENT) << 8 | usize::from(c.u8()?);
+        out.instead_of += 1;
+        let mut new_half = 0;
+        let at = bytes.len();
+        // Its number there, and its text if it is new.
+        bytes.push(0);
+        if half & NEW_ENTRY != 0 {
+            let len = if atoms.is_long { c.u16()?.into() } else { usize::from(c.u8()?) };
+            if atoms.is_long {
+                bytes.extend((len as u16).to_be_bytes());
+            } else {
+                bytes.push(len as u8);
+            }
+            let text = bytes.len();
+            c.copy(len, bytes)?;
+            out.instead_of += bytes.len() - at - 1;
+            let its = places.fill(place, &bytes[text..]);
+            update = update.max(its);
+            if its == Update::Known {
+                bytes.truncate(at + 1);
+            } else {
+                new_half = NEW_ENTRY;
+            }
+        }
+        let to = places.of(place);
+        bytes[at] = to as u8;
+        new_half |= (to >> 8) as u8;
+        bytes[flags_at + byte] ^= (half ^ new_half) << shift;
+        is_changed |= half != new_half || to != place;
+    }
+    if !is_changed {
+        bytes.clear();
+    }
+    Some(match update {
+        Update::Known => Updates::None,
+        Update::Fresh => Updates::Fresh,
+        Update::Replaced => Updates::Replaced,
+    })
 }

@@ -6,13 +6,14 @@
 //! sends to one node. What has no sender, changes the state that frames of all senders share (the VM's
 //! cache of atoms), or cannot be read, is a [`FlowKey::Fence`]: after all that was before it, before all
 //! that comes later. What only adds to the cache is a [`FlowKey::Lead`]: what comes later may refer to it,
-//! and nothing before it minds.
+//! and nothing before it minds. What the receiver has already, it is not sent again (`atoms`).
 //!
 //! [`FrameReader`] finds the key in the frame as the VM made it: the distribution header and the control
 //! message of the Erlang distribution protocol (`erl_dist_protocol` and `erl_ext_dist` of ERTS), of which it
 //! reads what stands before the sender. It builds no terms, believes no length, and has no errors: a
 //! frame that it does not know is a fence.
 
+mod atoms;
 mod control;
 mod cursor;
 mod header;

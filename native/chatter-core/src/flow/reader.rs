@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 
+use super::atoms::Places;
 use super::control::Control;
 use super::cursor::Cursor;
-use super::header::{Cache, Header, Updates};
+use super::header::{Header, Rewriting, Updates};
 use super::{FlowKey, Reading};
 
 /// Senders whose signals in parts a [`FrameReader`] remembers at a time. There is one for each process that the
@@ -17,7 +18,8 @@ pub const MAX_OPEN: usize = 16_384;
 pub struct FrameReader {
     /// Sender by sequence number, at most [`MAX_OPEN`].
     open: HashMap<u64, u64>,
-    cache: Cache,
+    places: Places,
+    rewriting: Rewriting,
 }
 
 impl FrameReader {
@@ -31,7 +33,7 @@ impl FrameReader {
     #[inline]
     pub fn read(&mut self, pieces: &[&[u8]]) -> Reading {
         let mut c = Cursor::new(pieces);
-        match Header::read(&mut c, &mut self.cache) {
+        match Header::read(&mut c, &mut self.places, &mut self.rewriting) {
             Some(Header::Whole { updates: Updates::None }) => match Control::read(&mut c) {
                 Some(Control { from, is_message }) => {
                     Reading { key: FlowKey::Flow(from), droppable: is_message }
@@ -50,6 +52,14 @@ impl FrameReader {
             Some(Header::Next { sequence, fragment }) => self.next_part(sequence, fragment),
             Some(Header::Whole { updates: Updates::Replaced }) | None => Reading::FENCE,
         }
+    }
+
+    /// What has to be sent instead of the first bytes of the frame that was read last, and of how many; `None`
+    /// if the frame goes as it is. In such a header atoms are where the receiver has them.
+    #[inline]
+    pub fn rewritten(&self) -> Option<(&[u8], usize)> {
+        let Rewriting { bytes, instead_of } = &self.rewriting;
+        (!bytes.is_empty()).then_some((bytes, *instead_of))
     }
 
     /// How many signals are under way in parts.

@@ -174,7 +174,8 @@ fn atoms(choice: &mut Choice, out: &mut Vec<u8>) -> bool {
     for at in 0..count {
         out.push(choice.any() as u8);
         if news.contains(&at) {
-            let len = choice.one_of(&[0, 3, 18, 255]) as u8;
+            // Long enough that no two are the same.
+            let len = choice.one_of(&[8, 18, 255]) as u8;
             if is_long {
                 out.push(0);
             }

@@ -1,0 +1,108 @@
+//! Where the atoms of a connection are in the cache of its receiver.
+//!
+//! A cache has 2,048 places, and the VM puts an atom where its number leads, whatever is there. Two atoms
+//! with the same place that messages name by turns replace each other for ever, and with every change all
+//! that comes later has to wait for all that was before. So headers are rewritten on their way: an atom
+//! stays where the receiver has it, and a further one gets a free place, until there is none.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Atoms that a cache holds.
+pub(super) const PLACES: usize = 8 * 256;
+
+/// What a new atom of the VM means for the cache of the receiver.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Update {
+    /// It is there.
+    Known,
+    /// It fills a place that was empty.
+    Fresh,
+    /// It takes the place of one that the VM's cache does not hold any more.
+    Replaced,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(super) struct Places {
+    /// Where the receiver has what the VM has at a place; the same place until it is filled.
+    of: [u16; PLACES],
+    /// Places that the VM has filled.
+    filled: [bool; PLACES],
+    /// How many of them are others at the receiver.
+    moved: usize,
+    /// What the receiver has.
+    held: Vec<Option<Arc<[u8]>>>,
+    known: HashMap<Arc<[u8]>, u16>,
+    /// Where to look for a place next.
+    hand: usize,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self {
+            of: std::array::from_fn(|place| place as u16),
+            filled: [false; PLACES],
+            moved: 0,
+            held: vec![None; PLACES],
+            known: HashMap::new(),
+            hand: 0,
+        }
+    }
+}
+
+impl Places {
+    /// Whether every atom is where the VM has it.
+    #[inline]
+    pub(super) fn is_plain(&self) -> bool {
+        self.moved == 0
+    }
+
+    /// Where the receiver has what the VM has at a place below [`PLACES`].
+    #[inline]
+    pub(super) fn of(&self, place: usize) -> usize {
+        usize::from(self.of[place])
+    }
+
+    /// The VM puts an atom at a place below [`PLACES`]; where [`Places::of`] now has it, and what that changes.
+    pub(super) fn fill(&mut self, place: usize, text: &[u8]) -> Update {
+        let (to, update) = match self.known.get(text) {
+            Some(to) => (usize::from(*to), Update::Known),
+            None => self.take(place),
+        };
+        self.moved -= usize::from(self.of(place) != place);
+        self.moved += usize::from(to != place);
+        self.of[place] = to as u16;
+        self.filled[place] = true;
+        if update != Update::Known {
+            let text: Arc<[u8]> = text.into();
+            if let Some(before) = self.held[to].replace(text.clone()) {
+                self.known.remove(&before);
+            }
+            self.known.insert(text, to as u16);
+        }
+        update
+    }
+
+    /// A place for a new atom that the VM has at `place`.
+    fn take(&mut self, place: usize) -> (usize, Update) {
+        if self.held[place].is_none() {
+            return (place, Update::Fresh);
+        }
+        let is_full = self.known.len() == PLACES;
+        let mut in_use = [false; PLACES];
+        if is_full {
+            // Those of the VM, but for the one that goes: one less than there are.
+            for other in (0..PLACES).filter(|other| *other != place && self.filled[*other]) {
+                in_use[self.of(other)] = true;
+            }
+        }
+        let places = (self.hand..PLACES).chain(0..self.hand);
+        let to = places
+            .into_iter()
+            .find(|at| if is_full { !in_use[*at] } else { self.held[*at].is_none() })
+            .unwrap_or(place);
+        self.hand = (to + 1) % PLACES;
+        (to, if is_full { Update::Replaced } else { Update::Fresh })
+    }
+}
