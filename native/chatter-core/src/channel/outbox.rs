@@ -22,7 +22,7 @@ use super::way::{Outgoing, Place, Way};
 use crate::flow::FlowKey;
 use crate::sched::fair::{Level, SPARSE_BYTES};
 use crate::wire::data::item;
-use fences::Later;
+use fences::{Gate, Later};
 pub use figures::{FlowCounts, FlowFigures};
 
 /// Equally short ways that are used at once, at most.
@@ -327,16 +327,10 @@ impl Outbox {
 
     /// The levels that have something for a way, as bits.
     pub(super) fn ready(&self, way: usize) -> u8 {
-        if let Some(serial) = self.lead_waits_for() {
-            let first = self.ways.get(way).and_then(Way::first_urgent);
-            return if first.is_some_and(|first| first <= serial) {
-                Level::Urgent.bit()
-            } else {
-                0
-            };
-        }
-        if !self.leads.is_empty() {
-            return Level::Urgent.bit();
+        match self.gate(way) {
+            Some(Gate::Lead | Gate::Urgent) => return Level::Urgent.bit(),
+            Some(Gate::Shut) => return 0,
+            None => {}
         }
         let ready = self.ways.get(way).map_or(0, Way::ready);
         if ready == 0 && !self.later.is_empty() && self.is_drained() {
@@ -358,18 +352,16 @@ impl Outbox {
 
     /// The next packet of a level for a way; an urgent one if that has to leave before.
     pub(super) fn poll(&mut self, way: usize, level: Level) -> Option<Outgoing> {
-        if !self.leads.is_empty() {
-            // What was handed in later must not get ahead of it.
-            if level != Level::Urgent {
-                return None;
+        match self.gate(way) {
+            Some(Gate::Lead) if level == Level::Urgent => {
+                let (part, behind) = self.leads.pop_front()?;
+                return Some(Outgoing::new(part, level, 0, None, Place::Lead(behind)));
             }
-            if let Some(serial) = self.lead_waits_for() {
-                let way = self.ways.get_mut(way)?;
-                way.first_urgent().filter(|first| *first <= serial)?;
-                return way.pop(level);
+            Some(Gate::Urgent) if level == Level::Urgent => {
+                return self.ways.get_mut(way)?.pop(level);
             }
-            let (part, behind) = self.leads.pop_front()?;
-            return Some(Outgoing::new(part, level, 0, None, Place::Lead(behind)));
+            Some(_) => return None,
+            None => {}
         }
         if level == Level::Urgent && !self.later.is_empty() && self.is_drained() {
             // What waited behind the last fence may be a lead.

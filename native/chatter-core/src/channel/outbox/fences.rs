@@ -8,7 +8,7 @@ use crate::channel::CHUNK_LEN;
 use crate::channel::build::{Building, Part};
 use crate::channel::flows::Progress;
 use crate::channel::options::SendOptions;
-use crate::channel::way::{Outgoing, Place};
+use crate::channel::way::{Outgoing, Place, Way};
 use crate::flow::FlowKey;
 use crate::sched::fair::Level;
 use crate::wire::data::item;
@@ -18,6 +18,16 @@ pub(super) enum Later {
     Fence(Part),
     /// With its bytes, and whether they count as queued of its flow.
     Frame(SendOptions, Vec<Bytes>, usize, bool),
+}
+
+/// What may leave while there is a lead.
+pub(super) enum Gate {
+    /// The lead.
+    Lead,
+    /// The first urgent packet of the way, which the lead has to wait for.
+    Urgent,
+    /// Nothing on this way: the lead waits for another one, and must not be overtaken.
+    Shut,
 }
 
 impl Outbox {
@@ -56,9 +66,14 @@ impl Outbox {
         self.expected = self.expected.saturating_sub(total);
     }
 
-    /// The urgent packet that the next lead has to wait for, if it has to.
-    pub(super) fn lead_waits_for(&self) -> Option<u64> {
-        self.leads.front().map(|(_, behind)| *behind).filter(|behind| *behind > self.urgent_left())
+    /// What the next lead lets a way send; `None` if there is none.
+    pub(super) fn gate(&self, way: usize) -> Option<Gate> {
+        let (_, behind) = self.leads.front()?;
+        if *behind <= self.urgent_left() {
+            return Some(Gate::Lead);
+        }
+        let first = self.ways.get(way).and_then(Way::first_urgent);
+        Some(if first.is_some_and(|first| first <= *behind) { Gate::Urgent } else { Gate::Shut })
     }
 
     /// Nothing is queued but what is behind a fence. The fence, if it is one; otherwise, what is before
