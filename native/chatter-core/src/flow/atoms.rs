@@ -89,20 +89,23 @@ impl Places {
         if self.held[place].is_none() {
             return (place, Update::Fresh);
         }
-        let is_full = self.known.len() == PLACES;
-        let mut in_use = [false; PLACES];
-        if is_full {
+        let (to, update) = if self.known.len() < PLACES {
+            (self.next_place(|at| self.held[at].is_none()), Update::Fresh)
+        } else {
             // Those of the VM, but for the one that goes: one less than there are.
+            let mut in_use = [false; PLACES];
             for other in (0..PLACES).filter(|other| *other != place && self.filled[*other]) {
                 in_use[self.of(other)] = true;
             }
-        }
-        let places = (self.hand..PLACES).chain(0..self.hand);
-        let to = places
-            .into_iter()
-            .find(|at| if is_full { !in_use[*at] } else { self.held[*at].is_none() })
-            .unwrap_or(place);
+            (self.next_place(|at| !in_use[at]), Update::Replaced)
+        };
         self.hand = (to + 1) % PLACES;
-        (to, if is_full { Update::Replaced } else { Update::Fresh })
+        (to, update)
+    }
+
+    /// The next place that will do, of which there is one.
+    fn next_place(&self, will_do: impl Fn(usize) -> bool) -> usize {
+        let mut places = (self.hand..PLACES).chain(0..self.hand);
+        places.find(|at| will_do(*at)).unwrap_or(self.hand)
     }
 }
