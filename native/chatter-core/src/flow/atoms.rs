@@ -9,16 +9,16 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Atoms that a cache holds.
-pub(super) const PLACES: usize = 8 * 256;
+const PLACES: usize = 8 * 256;
 
-/// What a new atom of the VM means for the cache of the receiver.
+/// What a frame, or a new atom of the VM, does to the cache of the receiver.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) enum Update {
-    /// It is there.
-    Known,
-    /// It fills a place that was empty.
+pub(super) enum Updates {
+    /// Nothing: what it names is there.
+    None,
+    /// It fills places that were empty: frames before it cannot refer to them.
     Fresh,
-    /// It takes the place of one that the VM's cache does not hold any more.
+    /// It changes what places hold, or nobody knows.
     Replaced,
 }
 
@@ -31,8 +31,8 @@ pub(super) struct Places {
     filled: [bool; PLACES],
     /// How many of them are others at the receiver.
     moved: usize,
-    /// What the receiver has.
-    held: Vec<Option<Arc<[u8]>>>,
+    /// What the receiver has, by place; and where.
+    held: HashMap<u16, Arc<[u8]>>,
     known: HashMap<Arc<[u8]>, u16>,
     /// Where to look for a place next.
     hand: usize,
@@ -44,7 +44,7 @@ impl Default for Places {
             of: std::array::from_fn(|place| place as u16),
             filled: [false; PLACES],
             moved: 0,
-            held: vec![None; PLACES],
+            held: HashMap::new(),
             known: HashMap::new(),
             hand: 0,
         }
@@ -65,42 +65,46 @@ impl Places {
     }
 
     /// The VM puts an atom at a place below [`PLACES`]; where [`Places::of`] now has it, and what that changes.
-    pub(super) fn fill(&mut self, place: usize, text: &[u8]) -> Update {
-        let (to, update) = match self.known.get(text) {
-            Some(to) => (usize::from(*to), Update::Known),
+    pub(super) fn fill(&mut self, place: usize, text: &[u8]) -> Updates {
+        let (to, updates) = match self.known.get(text) {
+            Some(to) => (usize::from(*to), Updates::None),
             None => self.take(place),
         };
         self.moved -= usize::from(self.of(place) != place);
         self.moved += usize::from(to != place);
         self.of[place] = to as u16;
         self.filled[place] = true;
-        if update != Update::Known {
+        if updates != Updates::None {
             let text: Arc<[u8]> = text.into();
-            if let Some(before) = self.held[to].replace(text.clone()) {
+            if let Some(before) = self.held.insert(to as u16, text.clone()) {
                 self.known.remove(&before);
             }
             self.known.insert(text, to as u16);
         }
-        update
+        updates
     }
 
     /// A place for a new atom that the VM has at `place`.
-    fn take(&mut self, place: usize) -> (usize, Update) {
-        if self.held[place].is_none() {
-            return (place, Update::Fresh);
+    fn take(&mut self, place: usize) -> (usize, Updates) {
+        if !self.is_held(place) {
+            return (place, Updates::Fresh);
         }
-        let (to, update) = if self.known.len() < PLACES {
-            (self.next_place(|at| self.held[at].is_none()), Update::Fresh)
+        let (to, updates) = if self.known.len() < PLACES {
+            (self.next_place(|at| !self.is_held(at)), Updates::Fresh)
         } else {
             // Those of the VM, but for the one that goes: one less than there are.
             let mut in_use = [false; PLACES];
             for other in (0..PLACES).filter(|other| *other != place && self.filled[*other]) {
                 in_use[self.of(other)] = true;
             }
-            (self.next_place(|at| !in_use[at]), Update::Replaced)
+            (self.next_place(|at| !in_use[at]), Updates::Replaced)
         };
         self.hand = (to + 1) % PLACES;
-        (to, update)
+        (to, updates)
+    }
+
+    fn is_held(&self, place: usize) -> bool {
+        self.held.contains_key(&(place as u16))
     }
 
     /// The next place that will do, of which there is one.

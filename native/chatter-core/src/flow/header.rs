@@ -1,6 +1,6 @@
 //! What stands before the control message: the distribution header (`erl_ext_dist`).
 
-use super::atoms::{Places, Update};
+use super::atoms::{Places, Updates};
 use super::cursor::Cursor;
 
 pub(super) const VERSION: u8 = 131;
@@ -19,17 +19,6 @@ const LONG_ATOMS: u8 = 0x1;
 const SEGMENT: u8 = 0x7;
 /// At most one byte tells how many atoms a header refers to: so many bytes have their bits.
 const MAX_FLAGS: usize = 255 / 2 + 1;
-
-/// What a frame does to the receiver's cache of atoms.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Updates {
-    /// Nothing.
-    None,
-    /// It fills places that were empty: frames before it cannot refer to them.
-    Fresh,
-    /// It changes what places hold, or nobody knows.
-    Replaced,
-}
 
 /// What is to be sent instead of the beginning of a frame.
 #[derive(Debug, Default)]
@@ -155,7 +144,7 @@ fn rewrite(
     let flags_at = bytes.len();
     bytes.extend_from_slice(flags);
     out.instead_of = bytes.len();
-    let (mut update, mut is_changed) = (Update::Known, false);
+    let (mut updates, mut is_changed) = (Updates::None, false);
     for number in 0..atoms.count {
         let (byte, shift) = (number / 2, 4 * (number % 2));
         let half = flags[byte] >> shift & 0xf;
@@ -176,8 +165,8 @@ fn rewrite(
             c.copy(len, bytes)?;
             out.instead_of += bytes.len() - at - 1;
             let its = places.fill(place, &bytes[text..]);
-            update = update.max(its);
-            if its == Update::Known {
+            updates = updates.max(its);
+            if its == Updates::None {
                 bytes.truncate(at + 1);
             } else {
                 new_half = NEW_ENTRY;
@@ -192,9 +181,5 @@ fn rewrite(
     if !is_changed {
         bytes.clear();
     }
-    Some(match update {
-        Update::Known => Updates::None,
-        Update::Fresh => Updates::Fresh,
-        Update::Replaced => Updates::Replaced,
-    })
+    Some(updates)
 }

@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use super::atoms::Places;
+use super::atoms::{Places, Updates};
 use super::control::Control;
 use super::cursor::Cursor;
-use super::header::{Header, Rewriting, Updates};
+use super::header::{Header, Rewriting};
 use super::{FlowKey, Reading};
 
 /// Senders whose signals in parts a [`FrameReader`] remembers at a time. There is one for each process that the
