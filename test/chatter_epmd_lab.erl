@@ -1,6 +1,6 @@
 %% SPDX-License-Identifier: Apache-2.0
 %%
-%% What the cases of chatter_epmd_SUITE share: ports, raw clients of the protocol, stock
+%% What the suites of the epmd share: ports, raw clients of the protocol, stock
 %% programs, nodes.
 -module(chatter_epmd_lab).
 
@@ -10,6 +10,7 @@
 -export([start_epmd/1, start_epmd/2, start_program/2, run/2, run/3, run_ours/2, kill/1]).
 -export([unnamed/2, code_path/0, at_end/1]).
 -export([node/3, node/4, stock/3, stop/1, name_of/1, non_loopback/0]).
+-export([refused/1, is_serving/1, epmd/2, listing/2]).
 
 -define(DEADLINE_MS, 15000).
 %% A busy machine is slow to boot a VM.
@@ -228,3 +229,25 @@ name_of({Peer, _OsPid}) -> peer:call(Peer, erlang, node, []).
 
 %% Where the beams of chatter_epmd are.
 code_path() -> filename:dirname(code:which(chatter_epmd)).
+
+%%% What is there ------------------------------------------------------------------------
+
+%% Whether nobody listens on a port.
+refused(Port) ->
+    case gen_tcp:connect({127, 0, 0, 1}, Port, []) of
+        {error, econnrefused} -> true;
+        {ok, S} -> gen_tcp:close(S), false
+    end.
+
+%% Whether the epmd in a node serves the port of the host.
+is_serving({Peer, _}) ->
+    #{registry := #{serving := Serving}} = peer:call(Peer, chatter_epmd, info, []),
+    Serving.
+
+%% What the program epmd says.
+epmd(Port, Args) -> run("epmd", ["-port", integer_to_list(Port) | Args]).
+
+%% What it is to say of these names.
+listing(Port, Lines) ->
+    iolist_to_binary(["epmd: up and running on port ", integer_to_list(Port), " with data:\n",
+                      Lines]).

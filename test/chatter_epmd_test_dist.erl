@@ -1,7 +1,7 @@
 %% SPDX-License-Identifier: Apache-2.0
 %%
 %% A carrier that is inet_tcp, but starts the registry side of chatter_epmd with its child
-%% specifications, as Chatter's does for `-no_epmd'. Used by chatter_epmd_SUITE.
+%% specifications, as Chatter's does for `-no_epmd'. Used by chatter_epmd_nodes_SUITE.
 -module(chatter_epmd_test_dist).
 
 -export([childspecs/0, listen/2, accept/1, accept_connection/5, setup/5, close/1, select/1,
