@@ -38,10 +38,10 @@ const SAMPLE_EVERY: Duration = Duration::from_millis(100);
 const APART_LEAST: usize = 8 * 1024;
 const APART_LOWAT: u32 = 32 * 1024;
 
-/// What a Unix socket may hold while there is bulk alone, in bytes, the records of the kernel included: what
-/// the link carries in this time, and at most this much. Its writer is woken only when three quarters are
-/// free, and what is left must last until it runs.
-const CALM_TIME: Duration = Duration::from_millis(2);
+/// What a Unix socket may hold while there is bulk alone, the records of the kernel included: so many times
+/// the bound of unsent bytes, which is what the link carries in 2 ms, and at most so many bytes. Its writer is
+/// woken only when three quarters are free, and what is left must last until it runs.
+const CALM_LOWATS: usize = 4;
 const CALM_DEPTH: usize = 2 * 1024 * 1024;
 
 /// See the [module](self).
@@ -99,8 +99,7 @@ impl KernelQueue {
         let Some(shallow) = self.shallow else { return };
         let mut depth = shallow;
         if self.pace.is_calm() {
-            let ratio = CALM_TIME.as_micros() / LOWAT_TIME.as_micros();
-            depth = (self.lowat as usize * ratio as usize).min(CALM_DEPTH).max(shallow);
+            depth = (self.lowat as usize * CALM_LOWATS).min(CALM_DEPTH).max(shallow);
         }
         if depth != self.depth {
             self.depth = depth;
