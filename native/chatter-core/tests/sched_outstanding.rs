@@ -56,20 +56,14 @@ impl Way {
     }
 }
 
-/// Given 100 Mbit/s nearby, expect about 3 ms of it outstanding, for minutes, and no less rate; and of
-/// 1 Gbit/s about 1 ms.
+/// Given 100 Mbit/s nearby, expect about 3 ms of it outstanding, for minutes, and no less rate.
 #[test]
 fn a_thin_link_has_little_outstanding() {
     let mut way = Way::new(12.5e6, MS / 10, MS / 5);
     way.run(5);
     let (rate, bounds) = way.run(3_000);
     assert!(rate > 12.4e6, "{rate}");
-    assert!(bounds.iter().all(|b| b.is_some_and(|b| (LEAST..40_000).contains(&b))), "{bounds:?}");
-    let mut way = Way::new(125e6, MS / 20, MS / 5);
-    way.run(5);
-    let (rate, bounds) = way.run(3_000);
-    assert!(rate > 124e6, "{rate}");
-    assert!(bounds.iter().all(|b| b.is_some_and(|b| b < 125_000)), "{bounds:?}");
+    assert!(bounds.iter().all(|b| b.is_some_and(|b| (LEAST..60_000).contains(&b))), "{bounds:?}");
 }
 
 /// Given the same with rates that vary by a tenth, expect no more than twice of that mostly.
@@ -95,7 +89,7 @@ fn a_burst_is_no_rate() {
 /// Given a fast link, or a long way, expect no bound.
 #[test]
 fn fast_and_long_ways_have_no_bound() {
-    for (capacity, rtt) in [(1_000e6, MS / 20), (12.5e6, 50 * MS)] {
+    for (capacity, rtt) in [(250e6, MS / 20), (12.5e6, 50 * MS)] {
         let (rate, bounds) = Way::new(capacity, rtt, rtt).run(600);
         assert!(bounds.iter().all(Option::is_none) && rate == capacity, "{capacity} {rtt:?}");
     }
@@ -140,7 +134,7 @@ fn idle_time_does_not_count() {
     let mut bound = None;
     for n in 0..100_u32 {
         let (at, busy) = (start + 2 * STEP * n, STEP * n);
-        let acked = u64::from(n) * 5_000_000;
+        let acked = u64::from(n) * 1_250_000;
         bound = outstanding.sample(Sample { at, acked, busy, min_rtt: MS / 10, idle: true });
     }
     assert!(bound.is_some_and(|bound| (40_000..60_000).contains(&bound)), "{bound:?}");

@@ -9,9 +9,8 @@
 
 use std::time::{Duration, Instant};
 
-/// What the bound leaves for the writer to wake up in, besides two round trips. Where it takes longer, the
-/// bound is stretched.
-pub const HEADROOM: Duration = Duration::from_micros(500);
+/// What the bound leaves for the writer to wake up in, besides two round trips.
+pub const HEADROOM: Duration = Duration::from_millis(2);
 
 /// The least bound, in bytes: two chunks.
 pub const LEAST: u32 = 32 * 1024;
