@@ -13,7 +13,7 @@ use chatter_core::channel::CHUNK_LEN;
 use chatter_core::channel::options::{Class, SendOptions};
 use chatter_core::channel::send::Sender;
 use chatter_core::flow::FlowKey;
-use chatter_core::sched::CALM;
+use chatter_core::sched::STREAMING;
 use chatter_core::sched::fair::Level;
 use chatter_core::wire::data::{Ack, Item, next_item};
 use chatter_core::wire::routed::FLAG_FENCE;
@@ -223,7 +223,7 @@ fn a_lead_waits_for_what_is_urgent_of_its_flow_alone() {
 fn what_is_left_of_bulk_does_not_press() {
     let mut sender = sender(8 << 20, QUOTA);
     let now = start();
-    let (soon, later) = (now + CALM - MS, now + CALM);
+    let (soon, later) = (now + STREAMING - MS, now + STREAMING);
     let polled = |sender: &mut Sender, at| {
         let packet = sender.poll_level(at, Level::Urgent).expect("an urgent packet").to_vec();
         read(&packet).0.is_pressing()

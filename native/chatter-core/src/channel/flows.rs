@@ -7,7 +7,7 @@ use rustc_hash::FxHashMap;
 
 use super::build::Building;
 use super::options::Class;
-use crate::sched::CALM;
+use crate::sched::STREAMING;
 
 /// Flows that a table holds before idle ones are retired, and at most: the rest are fences then.
 pub(super) const MAX_FLOWS: usize = 4096;
@@ -62,8 +62,9 @@ impl Flow {
 
     /// Whether somebody may wait for its small things: not while it has a backlog every now and then.
     pub(super) fn is_pressing(&self, now: Option<Instant>) -> bool {
-        let calm = |(now, then): (Instant, Instant)| now.saturating_duration_since(then) >= CALM;
-        now.zip(self.backlog).is_none_or(calm)
+        let over =
+            |(now, then): (Instant, Instant)| now.saturating_duration_since(then) >= STREAMING;
+        now.zip(self.backlog).is_none_or(over)
     }
 
     /// Takes the class of what is handed in. While something is queued the class stays: what is ahead of

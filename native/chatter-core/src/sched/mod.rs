@@ -24,9 +24,12 @@ use shares::Shares;
 /// Transit that waits longer than this is marked.
 pub const MARK_AFTER: Duration = Duration::from_millis(5);
 
-/// A flow that has had a backlog within this time sends bulk: nobody waits for its small things either. And
-/// so long nothing pressing must have passed until throughput may come before short waits.
+/// So long nothing pressing must have passed until throughput may come before short waits.
 pub const CALM: Duration = Duration::from_millis(20);
+
+/// A flow that has had a backlog within this time sends bulk: nobody waits for its small things either. Senders
+/// that were held back, or had to wait for a processor, have none for tens of milliseconds.
+pub const STREAMING: Duration = Duration::from_millis(100);
 
 /// Bytes that a channel may send at once while nobody else has anything.
 pub const ALONE_BYTES: usize = 128 * 1024;
