@@ -181,7 +181,7 @@ get_frames(DHandle, Count, Bytes, Frames) ->
 input(Ctrl, Node, Channel, DHandle) ->
     receive {Ctrl, go} -> ok end,
     ok = chatter_nif:input(Channel),
-    case while_connected(fun() -> put_next(Channel, DHandle, 0) end) of
+    case while_connected(fun() -> put_next(Channel, DHandle, 0, chatter_awake:new()) end) of
         node_gone ->
             ok = chatter_settle:node_gone(Node),
             %% As if a socket had been closed.
@@ -195,20 +195,20 @@ input(Ctrl, Node, Channel, DHandle) ->
 %% A single message is handed over before other work. Many would then keep the processes that they
 %% are for from ever getting a turn, where there is one scheduler, until their mailboxes have all:
 %% so from many on this process is as urgent as these.
-put_next(Channel, DHandle, Granted) ->
+put_next(Channel, DHandle, Granted, Before) ->
     {Frames, Cost, State} = chatter_nif:fetch(Channel, Granted),
-    Put = put_frames(DHandle, Frames, 0),
+    {Put, Awake} = put_frames(DHandle, Frames, 0, chatter_awake:start_batch(Before)),
     case State of
         more ->
             give_way(),
-            put_next(Channel, DHandle, Cost);
+            put_next(Channel, DHandle, Cost, Awake);
         idle ->
             if Put >= ?MANY_FRAMES -> give_way();
                true -> process_flag(priority, high)
             end,
             ok = chatter_nif:grant(Channel, Cost),
             receive
-                {chatter_ready, _} -> put_next(Channel, DHandle, 0)
+                {chatter_ready, _} -> put_next(Channel, DHandle, 0, Awake)
             end;
         Reason -> Reason
     end.
@@ -217,8 +217,9 @@ give_way() ->
     _ = process_flag(priority, normal),
     erlang:yield().
 
-put_frames(DHandle, [Frame | Frames], Count) ->
+put_frames(DHandle, [Frame | Frames], Before, Awake) ->
     ok = erlang:dist_ctrl_put_data(DHandle, Frame),
-    put_frames(DHandle, Frames, Count + 1);
-put_frames(_DHandle, [], Count) ->
-    Count.
+    Count = Before + 1,
+    put_frames(DHandle, Frames, Count, chatter_awake:handed_over(Count, Awake));
+put_frames(_DHandle, [], Count, Awake) ->
+    {Count, Awake}.
