@@ -27,10 +27,10 @@
 %% Frames from one look at the clock to the next.
 -define(STRETCH, 32).
 
-%% Frames take up to 1 microsecond. If they took so many, processors are scarce.
+%% A frame takes up to 1 microsecond. If a stretch took ten times that, processors are scarce.
 -define(SLOW_US, 10 * ?STRETCH).
 
-%% How long that is believed.
+%% How long that is believed, in microseconds.
 -define(SCARCE_US, 100000).
 
 %% How often the process yields.
