@@ -28,6 +28,7 @@ use chatter_core::wire::data::{ChannelKind, Open, ResetReason};
 use chatter_core::wire::packet::Packet;
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::affinity::LastSeen;
 use crate::host::{ChannelHost, ChannelSink};
 use crate::link::{INLINE_BUDGET, Link};
 use crate::node::Node;
@@ -92,6 +93,8 @@ pub struct Channel {
     /// The user's side.
     pub host: Arc<dyn ChannelHost>,
     node: Weak<Node>,
+    /// Where the user was last seen.
+    user: Arc<LastSeen>,
     /// That of the outgoing half, for those who do not hold its lock.
     state: AtomicU8,
     tx: Mutex<Tx>,
@@ -162,6 +165,7 @@ impl Channel {
             opened_here: matches!(wanted, Wanted::Here(..)),
             host,
             node: Arc::downgrade(node),
+            user: node.workers.user().clone(),
             state: AtomicU8::new(outgoing.state() as u8),
             tx: Mutex::new(Tx {
                 half: outgoing,
@@ -231,6 +235,7 @@ impl Channel {
     ) -> (SendStatus, Vec<u64>) {
         let closed = (SendStatus::Closed, Vec::new());
         let Some(node) = self.node.upgrade() else { return closed };
+        self.user.here();
         let links;
         let status;
         let hold;
@@ -398,8 +403,9 @@ impl Channel {
         }
     }
 
-    /// Runs `f` on the user's sink, in order with everything received.
+    /// Runs `f` on the user's sink, in order with everything received. For threads of the user.
     pub fn with_sink<T>(&self, f: impl FnOnce(&mut dyn ChannelSink) -> T) -> T {
+        self.user.here();
         f(self.rx.lock().sink.as_mut())
     }
 

@@ -11,6 +11,7 @@
 //! * `broadcast` drives the machine of messages to many nodes.
 //! * [`host`] is what this crate wants from whoever embeds it (the NIF, a test).
 
+mod affinity;
 pub mod broadcast;
 pub mod channel;
 pub mod channels;

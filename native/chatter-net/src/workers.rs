@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{Notify, oneshot};
 
+use crate::affinity::{Follower, LastSeen};
 use crate::pace::Pace;
 use crate::thread_policy;
 
@@ -21,6 +22,7 @@ use crate::thread_policy;
 pub(crate) struct Workers {
     handles: Vec<Handle>,
     next: AtomicUsize,
+    user: Arc<LastSeen>,
 }
 
 /// What ends the threads; kept apart, since only the one who stops the node may use it.
@@ -34,27 +36,35 @@ impl Workers {
     pub(crate) fn start(count: usize, busy_poll: Duration) -> io::Result<(Self, Stopper)> {
         let mut handles = Vec::with_capacity(count);
         let mut stopper = Stopper { stops: Vec::new(), threads: Vec::new() };
+        let user = Arc::<LastSeen>::default();
         for n in 0..count.max(1) {
-            let runtime = Builder::new_current_thread().enable_all().build()?;
+            let runtime =
+                Builder::new_current_thread().enable_all().on_thread_unpark(note_awake).build()?;
             handles.push(runtime.handle().clone());
             let (stop, stopped) = oneshot::channel();
             stopper.stops.push(stop);
             let thread = std::thread::Builder::new().name(format!("chatter-{n}"));
             let poller = BusyPoll::new(busy_poll);
+            let user = user.clone();
             stopper.threads.push(thread.spawn(move || {
                 POLLER.set(Some(poller.clone()));
-                PACE.set(thread_policy::is_normal().then(|| Pace::new(Instant::now())));
+                POLICY.set(thread_policy::is_normal().then(|| Policy::new(user)));
                 runtime.spawn(poller.run());
                 // Ends, and with it all tasks of this thread, when told to or when nobody could tell.
                 let _ = runtime.block_on(stopped);
             })?);
         }
-        Ok((Self { handles, next: AtomicUsize::new(0) }, stopper))
+        Ok((Self { handles, next: AtomicUsize::new(0), user }, stopper))
     }
 
     /// The thread of the control plane and of everything that is not a link.
     pub(crate) fn main(&self) -> &Handle {
         &self.handles[0]
+    }
+
+    /// Where the user was last seen; for who is called by it.
+    pub(crate) fn user(&self) -> &Arc<LastSeen> {
+        &self.user
     }
 
     /// The thread for the next link. The control plane's comes last: it has work of its own.
@@ -78,7 +88,19 @@ impl Stopper {
 thread_local! {
     static POLLER: RefCell<Option<Arc<BusyPoll>>> = const { RefCell::new(None) };
     /// Of the threads of a node whose policy may be changed.
-    static PACE: RefCell<Option<Pace>> = const { RefCell::new(None) };
+    static POLICY: RefCell<Option<Policy>> = const { RefCell::new(None) };
+}
+
+/// How the kernel is to treat a thread of a node, by what passes through it.
+struct Policy {
+    pace: Pace,
+    follower: Option<Follower>,
+}
+
+impl Policy {
+    fn new(user: Arc<LastSeen>) -> Self {
+        Self { pace: Pace::new(Instant::now()), follower: Follower::new(user) }
+    }
 }
 
 /// Polls sockets for a short while after something has come in, before the thread goes to sleep.
@@ -156,11 +178,24 @@ impl BusyPoll {
 ///
 /// While there is bulk alone the thread waits for its turn when it is woken. Else it would take the processor
 /// from those that fill the queue it is to empty, or empty the one that it is to fill, for every little that
-/// they do.
+/// they do. And it may have to run where these do.
 pub(crate) fn note_pace(now: Instant, pressing: bool) {
-    PACE.with_borrow_mut(|pace| {
-        if let Some(calm) = pace.as_mut().and_then(|pace| pace.note(now, pressing)) {
+    POLICY.with_borrow_mut(|policy| {
+        let Some(Policy { pace, follower }) = policy else { return };
+        if let Some(calm) = pace.note(now, pressing) {
             thread_policy::set_batch(calm);
+        }
+        if let Some(follower) = follower {
+            follower.note(now, pace.is_calm());
+        }
+    });
+}
+
+/// This thread has slept.
+fn note_awake() {
+    POLICY.with_borrow_mut(|policy| {
+        if let Some(follower) = policy.as_mut().and_then(|policy| policy.follower.as_mut()) {
+            follower.awake();
         }
     });
 }
