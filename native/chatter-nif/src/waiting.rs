@@ -10,8 +10,8 @@ use rustc_hash::FxHashMap;
 use rustler::{Env, NewBinary, OwnedBinary, Term};
 
 /// Frames from this length on are put into a binary of their own at once: copying twice would cost
-/// more than a lock.
-const LARGE: usize = 8 * 1024;
+/// more than the locks of the VM's allocator and having the memory freed by way of another thread.
+const LARGE: usize = 4 * 1024;
 
 /// Bytes of small frames that share a segment.
 const SEGMENT: usize = 64 * 1024;
