@@ -21,7 +21,7 @@
 suite() -> [{timetrap, {seconds, 60}}].
 
 all() -> [{group, pair}, many_monitors, ticks, back_pressure, the_culprits_alone_are_held,
-          bulk_alone, one_scheduler].
+          bulk_alone, scarce_processors, one_scheduler].
 
 groups() ->
     [{pair, [], [links_and_exits, monitors, spawn_requests, calls, names_and_aliases,
@@ -229,7 +229,7 @@ process_groups(Config) ->
 sizes(Config) ->
     [A, #{node := NodeB}] = ?config(pair, Config),
     Sizes = [0, 1, 63, 64, 65, 255, 4096, 16383, 16384, 16385, 65535, 65536, 65537, 131072,
-             1 bsl 20, 8 bsl 20 + 1, 64 bsl 20],
+             1 bsl 20, 8 bsl 20 + 1, 64 bsl 20 | lists:seq(3960, 4100, 4)],
     on(A, fun() ->
                   Echo = spawn_link(NodeB, fun echo/0),
                   [begin
@@ -494,6 +494,31 @@ bulk_alone(_Config) ->
     true = on(A, fun() -> exit(Asker, kill) end),
     Await(true).
 
+%% Given bulk alone and busy processors, expect threads of the carrier to be sent to the processor
+%% of the scheduler that they work for, and to be let go when there is no bulk any more.
+scarce_processors(_Config) ->
+    [All] = processors(os:getpid(), ""),
+    case string:to_integer(All) of
+        {_, ""} -> {skip, "one processor"};
+        _ -> sent_and_let_go(All)
+    end.
+
+sent_and_let_go(All) ->
+    [A, B] = Nodes = chatter_work:pair(),
+    Sink = on(B, fun() -> spawn(fun discard/0) end),
+    [on(Node, fun() -> [spawn(fun burn/0) || _ <- lists:seq(1, erlang:system_info(schedulers))] end)
+     || Node <- Nodes],
+    Senders = on(A, fun() -> [spawn(fun() -> repeat(Sink, pattern(4096)) end) ||
+                              _ <- lists:seq(1, 4)] end),
+    Sets = fun() -> [processors(chatter_cluster:os_pid(Node), "chatter-") || Node <- Nodes] end,
+    Free = fun() -> Sets() =:= [[All], [All]] end,
+    wait_until(fun() -> not Free() end, ?TIMEOUT_MS),
+    _ = on(A, fun() -> [exit(Sender, kill) || Sender <- Senders] end),
+    wait_until(Free, ?TIMEOUT_MS),
+    receive after 1000 -> ?assert(Free()) end.
+
+burn() -> burn().
+
 discard() -> receive _ -> discard() end.
 
 repeat(To, Message) -> To ! Message, repeat(To, Message).
@@ -501,6 +526,15 @@ repeat(To, Message) -> To ! Message, repeat(To, Message).
 ask(Node) ->
     _ = erpc:call(Node, erlang, node, []),
     receive after 1 -> ask(Node) end.
+
+%% Where the threads of a process may run whose names begin so: lists as the kernel writes them.
+processors(OsPid, Name) ->
+    Files = filelib:wildcard("/proc/" ++ OsPid ++ "/task/*/status"),
+    Texts = [Text || {ok, Text} <- [file:read_file(File) || File <- Files],
+                     string:prefix(Text, "Name:\t" ++ Name) =/= nomatch],
+    Option = [multiline, {capture, all_but_first, list}],
+    lists:usort([Set || Text <- Texts,
+                        {match, [Set]} <- [re:run(Text, "^Cpus_allowed_list:\t(.*)$", Option)]]).
 
 %% Threads of the carrier with the policy SCHED_BATCH (3, in proc(5) field 41 of stat).
 batch_threads(Node) ->
