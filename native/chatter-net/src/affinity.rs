@@ -148,11 +148,24 @@ impl Follower {
     /// Data has passed through this thread, and it is bulk alone, or not.
     pub(crate) fn note(&mut self, now: Instant, calm: bool) {
         let Self { user, allowed, waited, decision } = self;
+        let was_free = !matches!(decision.0, State::With { .. });
         let seen = || user.take().filter(|at| allowed.has(*at));
-        match decision.note(now, calm, seen, || waited.so_far()) {
-            Some(Move::To(processor)) => thread_policy::run_on(&Processors::only(processor)),
-            Some(Move::Free) => thread_policy::run_on(allowed),
-            None => {}
+        if let Some(action) = decision.note(now, calm, seen, || waited.so_far()) {
+            self.go(action, was_free);
+        }
+    }
+
+    fn go(&mut self, action: Move, was_free: bool) {
+        // Who runs the node may have said something else since.
+        if was_free && let Some(now) = Processors::of_this_thread() {
+            self.allowed = now;
+        }
+        match action {
+            Move::To(processor) if self.allowed.has(processor) => {
+                thread_policy::run_on(&Processors::only(processor));
+            }
+            Move::To(_) => {}
+            Move::Free => thread_policy::run_on(&self.allowed),
         }
     }
 
@@ -273,5 +286,28 @@ mod tests {
         busy.into_iter().for_each(|thread| thread.join().unwrap());
         assert!(was_with, "it waits for turns, and the user is seen");
         assert_eq!(Processors::of_this_thread().unwrap().len(), all);
+    }
+
+    /// Given a node whose threads were bound to other processors while it ran, expect that to be kept.
+    #[test]
+    fn the_operator_has_the_last_word() {
+        std::thread::spawn(|| {
+            let Some(mut follower) = Follower::new(Arc::default()) else {
+                return eprintln!(
+                    "this system has one processor, or does not tell how long threads wait"
+                );
+            };
+            let mut all = (0..1024).filter(|n| follower.allowed.has(*n));
+            let (first, second) = (all.next().unwrap(), all.next().unwrap());
+            let is_at =
+                |at| Processors::of_this_thread().is_some_and(|now| now.len() == 1 && now.has(at));
+            thread_policy::run_on(&Processors::only(first));
+            follower.go(Move::To(second), true);
+            assert!(is_at(first), "the other one is not allowed any more");
+            follower.go(Move::Free, false);
+            assert!(is_at(first), "nor are all");
+        })
+        .join()
+        .unwrap();
     }
 }
