@@ -14,6 +14,9 @@
 
 -define(TIMEOUT_MS, 20000).
 -define(NODES, 24).
+%% A cut of 300 ms lasts as much longer as two commands take, and TCP repeats itself after 600 ms
+%% at best, then after 1400: on a busy machine the default of 1000 is too close.
+-define(HOLD_MS, 3000).
 -define(BOTH, a_name_in_both).
 
 suite() -> [{timetrap, {minutes, 5}}].
@@ -41,7 +44,8 @@ init_per_group(Network, Config) ->
       fun() ->
               ok = chatter_cluster:new(),
               Lab = chatter_lab:open(#{nodes => 2, network => Network}),
-              [{lab, Lab}, {peers, start_all(Lab, [{1, 2}], #{})} | Config]
+              Opts = #{chatter => [{hold_ms, ?HOLD_MS}]},
+              [{lab, Lab}, {peers, start_all(Lab, [{1, 2}], Opts)} | Config]
       end).
 
 end_per_group(_, Config) ->

@@ -104,7 +104,8 @@ dynamic(NodeB, NodeC) ->
     wait_until(fun() -> lists:all(Knows, [NodeB, NodeC]) end, ?TIMEOUT_MS),
     %% The second connection has left the first one, and the native node, as they were.
     {NodeB, Id} = {erpc:call(NodeB, erlang, node, []), maps:get(id, chatter:info())},
-    [true = erlang:disconnect_node(N) || N <- [NodeB, NodeC]],
+    %% NodeB has given the name, so at its end net_kernel gives it back and ends the others.
+    [true = erlang:disconnect_node(N) || N <- [NodeC, NodeB]],
     wait_until(fun() -> net_kernel:connect_node(NodeB) end, ?TIMEOUT_MS),
     io:format("named again ~s~n", [node()]),
     NodeB = erpc:call(NodeB, erlang, node, []).
