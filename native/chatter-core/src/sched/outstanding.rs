@@ -3,14 +3,22 @@
 //!
 //! TCP itself bounds them only when a queue on the way overflows. On a thin link that is tens of
 //! milliseconds, and the loss holds up everything once more. So what is outstanding is kept to what the
-//! link carries in two of its least round trips and [`HEADROOM`] (as BBR bounds its window, by the delivery
-//! rate and the least round trip; draft-ietf-ccwg-bbr), and a batch. Where that turns out to cost rate, the
-//! bound is stretched: after a loss of rate at once, else by trials. On a fast or long way there is none.
+//! link carries in two of its least round trips (as BBR bounds its window, by the delivery rate and the
+//! least round trip; draft-ietf-ccwg-bbr), what the writer may send while it wakes up ([`HEADROOM_LEN`]), and
+//! a batch. Where that turns out to cost rate, the bound is stretched: after a loss of rate at once, else by
+//! trials. On a fast or long way there is none.
 
 use std::time::{Duration, Instant};
 
-/// What the bound leaves for the writer to wake up in, besides two round trips.
-pub const HEADROOM: Duration = Duration::from_millis(2);
+/// What the bound leaves for the writer to wake up in, in bytes: three packets of small messages. With less,
+/// flows with little to send lose their turns to one with much; more is time that all of them wait.
+pub const HEADROOM_LEN: u32 = 25 * 1024;
+
+/// So much less is left that it takes no longer than this at the rate of the link.
+pub const HEADROOM_MOST: Duration = Duration::from_millis(2);
+
+/// So much more is left that it takes at least as long.
+pub const HEADROOM_LEAST: Duration = Duration::from_micros(500);
 
 /// The least bound, in bytes: two chunks.
 pub const LEAST: u32 = 32 * 1024;
@@ -120,8 +128,10 @@ impl Outstanding {
         if best == 0.0 {
             return None;
         }
-        let time = 2.0 * self.min_rtt.as_secs_f64() + HEADROOM.as_secs_f64();
-        let bytes = (best * time + BATCH) * self.stretch;
+        let carried_in = |time: Duration| best * time.as_secs_f64();
+        let headroom =
+            f64::from(HEADROOM_LEN).clamp(carried_in(HEADROOM_LEAST), carried_in(HEADROOM_MOST));
+        let bytes = (2.0 * carried_in(self.min_rtt) + headroom + BATCH) * self.stretch;
         (bytes <= f64::from(MOST)).then_some((bytes as u32).max(LEAST))
     }
 
