@@ -17,7 +17,8 @@ all() -> [{group, judge}, {group, plan}, planted_in_a_run, short, rolling].
 groups() ->
     [{judge, [parallel], [clean, swapped, dropped, repeated, cut_short, false_nodedown, broken,
                           killed_is_no_violation, not_once, unopened, many_gaps]},
-     {plan, [parallel], [topologies, equal_seed_equal_plan, always_a_route]}].
+     {plan, [parallel], [topologies, equal_seed_equal_plan, always_a_route,
+                         only_who_is_there_is_asked]}].
 
 init_per_testcase(Case, Config) when Case =:= short; Case =:= rolling ->
     {module, chatter} = code:ensure_loaded(chatter),
@@ -186,6 +187,17 @@ always_a_route(_Config) ->
           end || {At, _, _} <- Plan]
      end || Shape <- [{ring, 8}, {circulant, 12, [1, 3]}, {random, 16, 4, 3}],
             Seed <- lists:seq(1, 5)].
+
+%% Given a node that is killed or stopped, expect that it is not asked to drop a link meanwhile,
+%% while the other end of the link may be.
+only_who_is_there_is_asked(_Config) ->
+    Topology = chatter_nemesis_plan:links({circulant, 12, [1, 3]}),
+    Leaves = fun(Fault, Active) -> chatter_nemesis_plan:leaves_route(Fault, Active, Topology) end,
+    [begin
+         ?assertNot(Leaves({drop, 11, 12}, [{Kind, 11}])),
+         ?assertNot(Leaves({Kind, 11}, [{drop, 11, 12}])),
+         ?assert(Leaves({drop, 12, 11}, [{Kind, 11}]))
+     end || Kind <- [kill, stop]].
 
 %%% ------------------------------------------------------------------------------------
 %%% Over real nodes

@@ -79,8 +79,8 @@ restart(#{table := Table} = Run, I, ForMs, End) ->
         _ = End(Peer),
         pause(ForMs),
         Again = start(Run, I),
-        true = ets:delete(Table, {away, I}),
-        ok = work(Run, Again)
+        ok = work(Run, Again),
+        true = ets:delete(Table, {away, I})
     end).
 
 shaped(#{lab := Lab} = Run, A, B, Settings, ForMs) ->

@@ -142,7 +142,8 @@ between(Least, Most, Rand) ->
     {Least + I - 1, Rand1}.
 
 %% Whether all nodes that are not killed or stopped have routes to each other without the links that
-%% these faults may take down, and each that is stopped has one to come back to.
+%% these faults may take down, each that is stopped has one to come back to, and each that a fault
+%% asks to do something is there.
 -spec leaves_route(fault(), [fault()], {pos_integer(), [link()]}) -> boolean().
 leaves_route(Fault, Active, {N, Links}) ->
     Faults = [Fault | Active],
@@ -153,11 +154,15 @@ leaves_route(Fault, Active, {N, Links}) ->
     Alive = lists:seq(1, N) -- Away,
     length(Away) =:= length(AtNodes)
         andalso length(Broken) =:= length(lists:usort(Broken))
+        andalso [I || F <- Faults, I <- asked(F), lists:member(I, Away)] =:= []
         andalso connected(Alive, Left)
         andalso lists:all(fun(I) -> neighbours(I, Left) -- Away =/= [] end, Away).
 
 taken({_, _}) -> [];
 taken(Fault) -> [link(element(2, Fault), element(3, Fault))].
+
+asked({Kind, I, _}) when Kind =:= drop; Kind =:= sever -> [I];
+asked(_) -> [].
 
 connected([], _) -> false;
 connected([First | _] = Nodes, Links) ->
