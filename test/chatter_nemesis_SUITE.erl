@@ -12,7 +12,8 @@
 
 suite() -> [{timetrap, {minutes, 10}}].
 
-all() -> [{group, judge}, {group, plan}, planted_in_a_run, short, rolling].
+all() -> [{group, judge}, {group, plan}, planted_in_a_run, stopped_meanwhile, short,
+         rolling].
 
 groups() ->
     [{judge, [parallel], [clean, swapped, dropped, repeated, cut_short, false_nodedown, broken,
@@ -213,6 +214,12 @@ planted_in_a_run(Config) ->
     ?assertEqual([], Problems),
     ?assert(Downs >= 2),
     ?assert(Broken >= 1).
+
+%% Given a node that is killed while another is stopped within the hold, expect that this one's
+%% nodedown and nodeup, which come late, count as those of the restart.
+stopped_meanwhile(Config) ->
+    Result = chatter_nemesis:run(scenario("stopped"), #{log => log(Config)}),
+    ?assertMatch(#{violations := 0}, Result).
 
 %% Given all kinds of faults over eight nodes, expect nothing lost, repeated or out of order and
 %% no nodedown.

@@ -139,13 +139,16 @@ await_whole(Run, I) ->
         call(Run, I, chatter_nemesis_node, ready, [Others])
     end).
 
-%% Returns when all others that can be asked are connected to the node too: whoever has accepted a
-%% connection may know of it well after the other end when there is no processor to spare.
+%% Returns when all others that live are connected to the node too: whoever has accepted a
+%% connection may know of it well after the other end when there is no processor to spare, and
+%% whoever is stopped when it goes on.
 await_seen(Run, I) ->
     Node = name(Run, I),
     await(Run, {not_seen, I}, ?WHOLE_MS, fun() ->
-        Others = lists:delete(I, maps:keys(maps:get(names, Run)) -- nodes_away(Run)),
-        case [J || J <- Others, not lists:member(Node, call(Run, J, erlang, nodes))] of
+        Others = lists:delete(I, maps:keys(maps:get(names, Run)) -- nodes_away(Run, killed)),
+        Stopped = nodes_away(Run, stopped),
+        case [J || J <- Others, lists:member(J, Stopped)
+                                    orelse not lists:member(Node, call(Run, J, erlang, nodes))] of
             [] -> true;
             Not -> Not
         end
@@ -198,8 +201,10 @@ peers(#{table := Table} = Run) ->
     All = ets:match_object(Table, {{peer, '_'}, '_', '_'}),
     lists:sort([{I, Life} || {{peer, I}, _, Life} <- All, not lists:member(I, Away)]).
 
-nodes_away(#{table := Table}) ->
-    [I || {{away, I}, _} <- ets:match_object(Table, {{away, '_'}, '_'})].
+nodes_away(Run) -> nodes_away(Run, '_').
+
+nodes_away(#{table := Table}, Why) ->
+    [I || {{away, I}, _} <- ets:match_object(Table, {{away, '_'}, Why})].
 
 -spec call(run(), pos_integer(), module(), atom()) -> term().
 call(Run, I, M, F) -> call(Run, I, M, F, []).
