@@ -23,6 +23,7 @@ start_link() ->
 -spec init([]) -> {ok, {supervisor:sup_flags(), [supervisor:child_spec()]}}.
 init([]) ->
     ok = chatter_monitors:new(),
+    ok = chatter_settle:new(),
     ok = chatter_broadcast:new(),
     ok = chatter_group_srv:new_table(),
     Node = #{id => chatter_node, start => {chatter_node, start_link, []}, restart => permanent,

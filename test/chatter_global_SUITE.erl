@@ -22,7 +22,9 @@
 
 suite() -> [{timetrap, {seconds, 60}}].
 
-all() -> [stopped_and_slow, returned_and_late, restarted_and_late, told_of_and_no_route].
+all() ->
+    [stopped_and_slow, returned_and_late, restarted_and_late, told_of_and_no_route, quiet_ends,
+     told_of_disconnects].
 
 init_per_suite(Config) ->
     case filelib:is_regular(chatter_cluster:native_lib()) of
@@ -38,10 +40,7 @@ end_per_testcase(_Case, _Config) -> chatter_cluster:stop_all().
 %% after it has gone on, while the others do their best to connect again: expect it down and up once
 %% at each of them, and nobody else down.
 stopped_and_slow(_Config) ->
-    Peers = [A, B, C, #{node := NodeD} = D] =
-        chatter_cluster:mesh(4, #{args => ["-pa", filename:dirname(code:which(?MODULE))]}),
-    [chatter_work:connect(P, Q) || P <- Peers, Q <- Peers, P =/= Q],
-    [await_known(P) || P <- Peers],
+    Peers = [A, B, C, #{node := NodeD} = D] = known_mesh(),
     [ok = chatter_work:watch(P) || P <- Peers],
     ok = slow_after_stop(D),
     [ok = keep_connecting(P, NodeD) || P <- [A, B, C]],
@@ -81,10 +80,7 @@ restarted_and_late(_Config) ->
 %% again before there is a route to it: expect that one to connect to it when there is, and to tell
 %% nobody that it could not.
 told_of_and_no_route(_Config) ->
-    Peers = [A, #{node := NodeB}, #{node := NodeC} = C, #{node := NodeD} = D] =
-        chatter_cluster:mesh(4, #{args => ["-pa", filename:dirname(code:which(?MODULE))]}),
-    [chatter_work:connect(P, Q) || P <- Peers, Q <- Peers, P =/= Q],
-    [await_known(P) || P <- Peers],
+    [A, #{node := NodeB}, #{node := NodeC} = C, #{node := NodeD} = D] = known_mesh(),
     ok = chatter_cluster:kill9(D),
     wait_until(fun() -> not lists:member(NodeD, on(C, fun() -> nodes() end)) end, ?TIMEOUT_MS),
     pang = on(C, fun() -> net_adm:ping(NodeD) end),
@@ -96,12 +92,47 @@ told_of_and_no_route(_Config) ->
     Heard = fun() -> ets:lookup(global_lost_connections, {NodeC, NodeD}) end,
     ?assertEqual([], on(A, Heard)).
 
+%% Given nodes that stop, that are killed, and that come back and are killed again, expect that
+%% `global' of the others warns of nothing, as over stock distribution.
+quiet_ends(_Config) ->
+    [A, B, #{node := NodeC} = C, D] = known_mesh(),
+    [ok = keep_warnings(P) || P <- [A, B]],
+    ok = chatter_cluster:call(C, init, stop, []),
+    ok = chatter_cluster:kill9(D),
+    [wait_until(fun() -> length(on(P, fun() -> nodes() end)) =:= 1 end, ?TIMEOUT_MS)
+     || P <- [A, B]],
+    ok = chatter_cluster:stop(C),
+    Again = chatter_cluster:start(n3, #{links => static, neighbours => [n1, n2]}),
+    [begin
+         wait_until(fun() -> on(P, fun() -> net_adm:ping(NodeC) end) =:= pong end, ?TIMEOUT_MS),
+         wait_until(fun() -> on(P, fun() -> knows(NodeC) end) end, ?TIMEOUT_MS)
+     end || P <- [A, B]],
+    ok = chatter_cluster:kill9(Again),
+    [begin
+         wait_until(fun() -> length(on(P, fun() -> nodes() end)) =:= 1 end, ?TIMEOUT_MS),
+         ?assertEqual([], warnings(P))
+     end || P <- [A, B]].
+
+%% Given a disconnect of two nodes that others see too, expect that `global' warns of what it does
+%% about that, as ever; also of a node that has been gone before.
+told_of_disconnects(_Config) ->
+    [A, B, C, #{node := NodeD} = D] = known_mesh(),
+    ok = chatter_cluster:kill9(D),
+    Others = [A, B, C],
+    [wait_until(fun() -> length(on(P, fun() -> nodes() end)) =:= 2 end, ?TIMEOUT_MS)
+     || P <- Others],
+    _ = chatter_cluster:start(n4, #{links => static, neighbours => [n1, n2, n3]}),
+    [wait_until(fun() -> on(P, fun() -> net_adm:ping(NodeD), knows(NodeD) end) end, ?TIMEOUT_MS)
+     || P <- Others],
+    [ok = keep_warnings(P) || P <- Others],
+    true = on(A, fun() -> erlang:disconnect_node(NodeD) end),
+    wait_until(fun() -> warnings(B) =/= [] andalso warnings(C) =/= [] end, ?TIMEOUT_MS),
+    [?assertMatch([_ | _], [W || W <- warnings(P), string:find(W, atom_to_list(NodeD)) =/= nomatch])
+     || P <- [B, C]].
+
 %% What `global' of C has to say of the connection that is over must not end the next one.
 late_at_one(AwayAndBack) ->
-    Peers = [A, B, C, #{node := NodeD} = D] =
-        chatter_cluster:mesh(4, #{args => ["-pa", filename:dirname(code:which(?MODULE))]}),
-    [chatter_work:connect(P, Q) || P <- Peers, Q <- Peers, P =/= Q],
-    [await_known(P) || P <- Peers],
+    [A, B, C, #{node := NodeD} = D] = known_mesh(),
     Others = [A, B, C],
     [ok = chatter_work:watch(P) || P <- Others],
     [ok = keep_connecting(P, NodeD) || P <- Others],
@@ -120,6 +151,13 @@ late_at_one(AwayAndBack) ->
 
 %%% Helpers
 
+%% Four nodes that `global' of each knows.
+known_mesh() ->
+    Peers = chatter_cluster:mesh(4, #{args => ["-pa", filename:dirname(code:which(?MODULE))]}),
+    [chatter_work:connect(P, Q) || P <- Peers, Q <- Peers, P =/= Q],
+    [await_known(P) || P <- Peers],
+    Peers.
+
 wait_until(Nodes, Node, TimeoutMs) ->
     wait_until(fun() -> lists:member(Node, Nodes()) end, TimeoutMs).
 
@@ -137,6 +175,35 @@ suspend_global(Peer) ->
 
 %% The end of the process that suspended it resumes it.
 resume_global(Peer) -> on(Peer, fun() -> ?MODULE ! resume, ok end).
+
+%% From now on the warnings of the node are kept for warnings/1.
+keep_warnings(Peer) ->
+    on(Peer, fun() ->
+                     Keeper = spawn(fun() -> keeper([]) end),
+                     logger:add_handler(?MODULE, ?MODULE, #{config => Keeper})
+             end).
+
+warnings(Peer) ->
+    on(Peer, fun() ->
+                     {ok, #{config := Keeper}} = logger:get_handler_config(?MODULE),
+                     Keeper ! {get, self()},
+                     receive {Keeper, Warnings} -> Warnings end
+             end).
+
+keeper(Warnings) ->
+    receive
+        {warning, Text} -> keeper([Text | Warnings]);
+        {get, From} -> From ! {self(), Warnings}, keeper(Warnings)
+    end.
+
+%% Of a handler of `logger'.
+log(#{level := warning, msg := {Format, Args}}, #{config := Keeper}) ->
+    Keeper ! {warning, lists:flatten(io_lib:format(Format, Args))},
+    ok;
+log(_, _) -> ok.
+
+knows(Node) ->
+    lists:member(Node, [name(N) || N <- gen_server:call(global_name_server, get_known)]).
 
 %% Returns when `global' of the node knows all others.
 await_known(Peer) ->
