@@ -129,6 +129,12 @@ soak-groups: build
 conformance: setup build              ## OTP's own suites over Chatter and over stock
 	@test/conformance/run $(CONFORMANCE)
 
+# make test-otp OTP=29 SUITE=chatter_dist_SUITE
+.PHONY: test-otp
+test-otp:                             ## Common Test on another OTP, in a Debian that has it (root)
+	@.ci/setup otp
+	@test/otp/run "$(OTP)" $(if $(SUITE),SUITE=$(SUITE)) $(if $(CASE),CASE=$(CASE))
+
 # make nemesis MESSAGES=1000000 FAULTS=50 SEED=7 SCENARIO=test/lab/short.scenario
 nemesis: setup build                  ## faults against real nodes under load (half an hour, root)
 	@test/lab/run nemesis SCENARIO=$(SCENARIO) SEED=$(SEED) MESSAGES=$(MESSAGES) FAULTS=$(FAULTS)
